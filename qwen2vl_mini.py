@@ -1,0 +1,1150 @@
+"""Qwen2-VL from scratch, in one file: pixels → patches → vision tower → merger → M-RoPE → decoder → text.
+
+Read it from top to bottom; each section opens with the paper's section or the official file it answers to.
+  paper     Wang et al. 2024, "Qwen2-VL", https://arxiv.org/abs/2409.12191
+  official  https://github.com/huggingface/transformers/tree/main/src/transformers/models/qwen2_vl
+
+One letter a dimension, everywhere in this file:
+  B  rows of a batch (prompts)            N  patches of 14×14 pixels, all pictures of a call one after the other
+  S  tokens of a sequence                 M  merged patches = visual tokens, N / 4 (28×28 pixels each)
+  Q  tokens that ask (queries), Q ≤ S     L  patches of one attention segment (one picture, or one pair of frames)
+  C  channels of a hidden state           T  frames;  t, h, w  the patch grid of a picture: frame pairs, rows, columns
+  H  attention heads, Hkv of keys/values  D  channels of one head (head_dim)
+  V  vocabulary                           G  query heads that share one key/value head, H / Hkv
+
+Run it:  python qwen2vl_mini.py --image assets/scene.png --prompt "Describe this image."
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, fields
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.bias import causal_lower_right
+
+from media_loader import draw_boxes, load_image, parse_boxes  # noqa: F401  (part of the public names)
+
+# ── 1 · Configurations ────────────────────────────────────────────────────────────────────────────────────────────
+# Official: configuration_qwen2_vl.py. The defaults are the 2B model; the table of all sizes is in the paper, section 2.
+
+
+@dataclass
+class Qwen2VLVisionConfig:
+    """The vision tower, the same 665 M parameters in every released model."""
+
+    depth: int = 32
+    embed_dim: int = 1280  # C of the tower
+    num_heads: int = 16
+    mlp_ratio: float = 4
+    hidden_size: int = 1536  # C of the *decoder*: what the merger's last layer puts out
+    patch_size: int = 14  # pixels
+    temporal_patch_size: int = 2  # frames
+    spatial_merge_size: int = 2  # 2×2 patches become one token: 28×28 pixels
+
+
+@dataclass
+class Qwen2VLTextConfig:
+    """The decoder: Qwen2 with M-RoPE."""
+
+    vocab_size: int = 151936
+    hidden_size: int = 1536
+    intermediate_size: int = 8960
+    num_hidden_layers: int = 28
+    num_attention_heads: int = 12
+    num_key_value_heads: int = 2
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 1e6
+    mrope_section: list[int] | None = field(default_factory=lambda: [16, 24, 24])  # pairs that turn with t, h, w
+    max_position_embeddings: int = 32768
+    tie_word_embeddings: bool = True  # the output matrix is the input embedding
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+
+@dataclass
+class Qwen2VLConfig:
+    """Both halves, and the ids of the tokens that stand for pictures."""
+
+    text_config: Qwen2VLTextConfig = field(default_factory=Qwen2VLTextConfig)
+    vision_config: Qwen2VLVisionConfig = field(default_factory=Qwen2VLVisionConfig)
+    image_token_id: int = 151655  # <|image_pad|>
+    video_token_id: int = 151656  # <|video_pad|>
+    vision_start_token_id: int = 151652
+    vision_end_token_id: int = 151653
+
+    @classmethod
+    def from_dict(cls, d: dict) -> Qwen2VLConfig:
+        """From the content of a config.json: *flat*, as released (text fields at the root), or with a `text_config`."""
+        if d.get("model_type", "qwen2_vl") != "qwen2_vl":
+            raise ValueError(f"config.json describes a {d['model_type']!r} model; this project runs 'qwen2_vl' only.")
+        text = {**d, **(d.get("text_config") or {})}
+        rope = {**(text.get("rope_scaling") or {}), **(text.get("rope_parameters") or {})}
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        unsupported = {
+            "rope type": kind if kind not in ("default", "mrope") else None,
+            "use_sliding_window": text.get("use_sliding_window") or None,
+            "quantization_config": d.get("quantization_config"),
+        }
+        for name, value in unsupported.items():
+            if value is not None:
+                raise ValueError(f"config.json asks for {name} = {value!r}, which no released Qwen2-VL uses and we lack.")
+        # M-RoPE goes by the presence of `mrope_section`, never by a type name: the name changed between releases.
+        text["mrope_section"] = rope.get("mrope_section")
+        text["rope_theta"] = rope.get("rope_theta", text.get("rope_theta", 1e6))
+        text["tie_word_embeddings"] = bool(d.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
+        pick = lambda kind, values: {f.name: values[f.name] for f in fields(kind) if f.name in values}  # noqa: E731
+        ids = {name: d[name] for name in cls.__annotations__ if name.endswith("_id") and name in d}
+        config = cls(
+            Qwen2VLTextConfig(**pick(Qwen2VLTextConfig, text)),
+            Qwen2VLVisionConfig(**pick(Qwen2VLVisionConfig, d.get("vision_config") or {})),
+            **ids,
+        )
+        config._check()
+        return config
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> Qwen2VLConfig:
+        """From a checkpoint's folder or its config.json."""
+        path = Path(path)
+        return cls.from_dict(read_json(path / "config.json" if path.is_dir() else path))
+
+    def to_dict(self) -> dict:
+        """The content of a config.json in the released, flat layout."""
+        d = {"architectures": ["Qwen2VLForConditionalGeneration"], "model_type": "qwen2_vl", "hidden_act": "silu"}
+        d |= asdict(self.text_config) | {k: v for k, v in asdict(self).items() if k.endswith("_id")}
+        if section := d.pop("mrope_section"):
+            d["rope_scaling"] = {"type": "mrope", "mrope_section": list(section)}
+        vision = {"model_type": "qwen2_vl", "hidden_act": "quick_gelu", "in_chans": 3}
+        return d | {"vision_config": vision | asdict(self.vision_config)}
+
+    def _check(self) -> None:
+        text, vision = self.text_config, self.vision_config
+        for what, whole, part in (
+            ("hidden_size / num_attention_heads", text.hidden_size, text.num_attention_heads),
+            ("num_attention_heads / num_key_value_heads", text.num_attention_heads, text.num_key_value_heads),
+            ("vision embed_dim / (4 * num_heads)", vision.embed_dim, 4 * vision.num_heads),
+        ):
+            if part <= 0 or whole % part:
+                raise ValueError(f"config.json: {what} = {whole} / {part} is not a whole number.")
+        if text.mrope_section and sum(text.mrope_section) * 2 != text.head_dim:
+            raise ValueError(f"config.json: mrope_section {text.mrope_section} must add up to {text.head_dim // 2}.")
+        if vision.hidden_size != text.hidden_size:
+            raise ValueError(f"config.json: the merger's {vision.hidden_size} ≠ the decoder's {text.hidden_size}.")
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object from a file; errors name the file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}).") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} should hold a JSON object, not a {type(content).__name__}.")
+    return content
+
+
+# ── 2 · Pixels → patches ──────────────────────────────────────────────────────────────────────────────────────────
+# Paper 2.1 "Naive Dynamic Resolution". Official: image_processing_pil_qwen2_vl.py, image_processing_qwen2_vl.py;
+# the rounding rules are those of qwen-vl-utils' vision_process.py.
+
+MIN_PIXELS, MAX_PIXELS = 4 * 28 * 28, 1280 * 28 * 28  # pixels; defaults when a checkpoint says nothing
+MAX_RATIO = 200  # longer side / shorter side
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of RGB in 0..1
+
+
+def smart_resize(
+    height: int, width: int, factor: int = 28, min_pixels: int = MIN_PIXELS, max_pixels: int = MAX_PIXELS
+) -> tuple[int, int]:
+    """The size a picture is resized to: sides are multiples of `factor`, the area within the limits, the shape kept.
+
+    >>> smart_resize(720, 1280)
+    (728, 1288)
+    """
+    if min(height, width) < 1:
+        raise ValueError(f"A picture of {width}×{height} pixels has nothing in it.")
+    if min_pixels > max_pixels:
+        raise ValueError(f"min_pixels ({min_pixels}) is larger than max_pixels ({max_pixels}); swap or lower it.")
+    if max(height, width) / min(height, width) > MAX_RATIO:
+        raise ValueError(f"A picture of {width}×{height} pixels is longer than {MAX_RATIO}:1; crop it first.")
+    # Python's round() goes to the even neighbour (70 / 28 = 2.5 → 2), C's does not: other ports differ here.
+    new_height = max(factor, round(height / factor) * factor)
+    new_width = max(factor, round(width / factor) * factor)
+    if new_height * new_width > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels)
+        new_height = max(factor, math.floor(height / shrink / factor) * factor)
+        new_width = max(factor, math.floor(width / shrink / factor) * factor)
+    elif new_height * new_width < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        new_height = math.ceil(height * grow / factor) * factor
+        new_width = math.ceil(width * grow / factor) * factor
+    return new_height, new_width
+
+
+def patchify(
+    frames: Tensor, patch_size: int = 14, temporal_patch_size: int = 2, merge_size: int = 2
+) -> tuple[Tensor, tuple[int, int, int]]:
+    """Frames (T, 3, height, width) → patches (N, 1176) and their grid (t, h, w), N = t·h·w.
+
+    A patch is 2 frames × 14 × 14 pixels × 3 colours = 1176 numbers. The four patches of a 2×2 window stand next to
+    each other, so that the merger can later join them by a plain reshape. A last odd frame is repeated; a still
+    picture is one frame, seen twice.
+    """
+    if missing := -len(frames) % temporal_patch_size:
+        frames = torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)])
+    T, channels, height, width = frames.shape
+    t, h, w = T // temporal_patch_size, height // patch_size, width // patch_size
+    x = frames.reshape(  # every axis split into (which patch, where inside it), the spatial ones by window too
+        t, temporal_patch_size, channels, h // merge_size, merge_size, patch_size, w // merge_size, merge_size, patch_size
+    )
+    x = x.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)  # (t, h/2, w/2, 2, 2 | 3, 2, 14, 14): which patch | its content
+    return x.reshape(t * h * w, -1), (t, h, w)
+
+
+def unpatchify(
+    patches: Tensor, grid: tuple[int, int, int], patch_size: int = 14, temporal_patch_size: int = 2, merge_size: int = 2
+) -> Tensor:
+    """The inverse of `patchify`: patches (N, 1176) → frames (T, 3, height, width)."""
+    t, h, w = grid
+    x = patches.reshape(
+        t, h // merge_size, w // merge_size, merge_size, merge_size, -1, temporal_patch_size, patch_size, patch_size
+    )
+    x = x.permute(0, 6, 5, 1, 3, 7, 2, 4, 8)  # (t, 2, 3, h/2, 2, 14, w/2, 2, 14)
+    return x.reshape(t * temporal_patch_size, -1, h * patch_size, w * patch_size)
+
+
+class Qwen2VLImageProcessor:
+    """Pictures → the rows of `pixel_values`, each at its own size.
+
+    `min_pixels` and `max_pixels` limit the *area* in pixels; one token is 28×28 of them. `resample` is "pillow"
+    (bit-equal to transformers' PIL processor and qwen-vl-utils) or "torch" (bit-equal to its torchvision processor).
+    """
+
+    def __init__(
+        self,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        resample: str = "pillow",
+        patch_size: int = 14,
+        temporal_patch_size: int = 2,
+        merge_size: int = 2,
+        image_mean: tuple = CLIP_MEAN,
+        image_std: tuple = CLIP_STD,
+    ):
+        if resample not in ("pillow", "torch"):
+            raise ValueError(f"resample={resample!r} is unknown; use 'pillow' or 'torch'.")
+        self.min_pixels, self.max_pixels = min_pixels or MIN_PIXELS, max_pixels or MAX_PIXELS
+        self.resample = resample
+        self.patch_size, self.temporal_patch_size, self.merge_size = patch_size, temporal_patch_size, merge_size
+        self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **overrides) -> Qwen2VLImageProcessor:
+        """From a checkpoint's preprocessor_config.json; `overrides` (for example `max_pixels`) win over the file."""
+        import weights_loader
+
+        d = read_json(weights_loader.find_checkpoint(name) / "preprocessor_config.json")
+        size = d.get("size") or {}  # newer files call the two *areas* "edges"
+        found = {"min_pixels": size.get("shortest_edge"), "max_pixels": size.get("longest_edge")}
+        names = ("min_pixels", "max_pixels", "patch_size", "temporal_patch_size", "merge_size", "image_mean", "image_std")
+        found |= {name: d[name] for name in names if d.get(name) is not None}
+        return cls(**found | {k: v for k, v in overrides.items() if v is not None})
+
+    def to_dict(self) -> dict:
+        """The content of a preprocessor_config.json."""
+        names = ("min_pixels", "max_pixels", "patch_size", "temporal_patch_size", "merge_size")
+        d = {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2VLProcessor"}
+        d |= {name: getattr(self, name) for name in names}
+        return d | {"image_mean": list(self.image_mean), "image_std": list(self.image_std)}
+
+    def target_size(self, height: int, width: int, min_pixels=None, max_pixels=None) -> tuple[int, int]:
+        """The (height, width) in pixels that the tower will see."""
+        factor = self.patch_size * self.merge_size
+        return smart_resize(height, width, factor, min_pixels or self.min_pixels, max_pixels or self.max_pixels)
+
+    def num_image_tokens(self, height: int, width: int, min_pixels=None, max_pixels=None) -> int:
+        """What a picture costs in tokens, without touching a pixel (the two vision markers not counted)."""
+        new_height, new_width = self.target_size(height, width, min_pixels, max_pixels)
+        return new_height * new_width // (self.patch_size * self.merge_size) ** 2
+
+    def preprocess(self, images, min_pixels: int | None = None, max_pixels: int | None = None) -> BatchFeature:
+        """One picture or a list → `pixel_values` (N, 1176) float32 and `image_grid_thw` (pictures, 3)."""
+        rows, grids = [], []
+        for image in images if isinstance(images, list | tuple) else [images]:
+            image = load_image(image)
+            size = self.target_size(image.height, image.width, min_pixels, max_pixels)
+            patches, grid = self.patches_of(image, size)
+            rows.append(patches)
+            grids.append(grid)
+        return BatchFeature(pixel_values=torch.cat(rows), image_grid_thw=torch.tensor(grids))
+
+    __call__ = preprocess
+
+    def patches_of(self, image: Image.Image, size: tuple[int, int]) -> tuple[Tensor, tuple[int, int, int]]:
+        """One RGB picture → its patches at `size` (height, width). It is resized exactly once, here, on whole bytes."""
+        mean, std = torch.tensor(self.image_mean), torch.tensor(self.image_std)
+        if self.resample == "pillow":
+            pixels = np.array(image.resize((size[1], size[0]), Image.Resampling.BICUBIC))  # (height, width, 3) bytes
+            scaled = (torch.from_numpy(pixels).double() * (1 / 255)).float().movedim(2, 0)  # (3, height, width)
+        else:
+            pixels = torch.from_numpy(np.array(image)).movedim(2, 0)[None]  # (1, 3, height, width) bytes
+            if size != (image.height, image.width):
+                pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True)
+            # torchvision's processor folds the 1/255 into mean and std; the last bit depends on it
+            scaled, mean, std = pixels[0].float(), mean * (1 / (1 / 255)), std * (1 / (1 / 255))
+        normalised = (scaled - mean[:, None, None]) / std[:, None, None]
+        return patchify(normalised[None], self.patch_size, self.temporal_patch_size, self.merge_size)
+
+
+class Qwen2VLImageProcessorFast(Qwen2VLImageProcessor):
+    """The same with the resampling of transformers' default ("fast") processor."""
+
+    def __init__(self, *args, resample: str = "torch", **kwargs):
+        super().__init__(*args, resample=resample, **kwargs)
+
+
+class BatchFeature(dict):
+    """A dict of tensors: `inputs.input_ids` is `inputs["input_ids"]`, and `.to(device)` moves all of them."""
+
+    def __getattr__(self, name: str):
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def to(self, device) -> BatchFeature:
+        return BatchFeature({k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.items()})
+
+
+# ── 3 · Words: tokenizer, chat template, processor ────────────────────────────────────────────────────────────────
+# Paper 2.2 and table 1 (the formats). Official: processing_qwen2_vl.py and the checkpoint's chat_template.json.
+
+
+class Special(str):
+    """A piece of a prompt that *we* wrote as a control token. The same letters typed by a user are a plain str."""
+
+
+class Qwen2VLTokenizer:
+    """Byte-level BPE from a checkpoint's tokenizer.json. Text stays text: special tokens come from `special_ids` only."""
+
+    def __init__(self, file: str | Path):
+        try:
+            self.bpe = tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises bare Exceptions
+            raise ValueError(f"{file} is not a readable tokenizer.json ({error}).") from None
+        self.bpe.encode_special_tokens = True  # "<|im_end|>" in a text is ten characters, not the end of a turn
+        added = self.bpe.get_added_tokens_decoder()
+        self.special_ids = {token.content: i for i, token in added.items() if token.special}
+        self.pad_token_id = self.special_ids["<|endoftext|>"]
+        self._special_pattern = re.compile("(" + "|".join(map(re.escape, self.special_ids)) + ")")
+
+    def split(self, text: str) -> list[str]:
+        """A rendered prompt → its pieces, the special tokens marked as such. For text you trust only."""
+        pieces = [piece for piece in self._special_pattern.split(text) if piece]
+        return [Special(piece) if piece in self.special_ids else piece for piece in pieces]
+
+    def encode(self, pieces: list[str] | str) -> list[int]:
+        """Pieces → ids. Neighbouring texts are joined first, since BPE may merge across their border."""
+        ids = []
+        for is_special, run in groupby([pieces] if isinstance(pieces, str) else pieces, lambda p: type(p) is Special):
+            if is_special:
+                ids += [self.special_ids[piece] for piece in run]
+            else:
+                ids += self.bpe.encode("".join(run), add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool = False) -> str:
+        """Ids → text. (`clean_up_tokenization_spaces` is accepted as in the official calls; it has nothing to do here.)"""
+        ids = ids.tolist() if isinstance(ids, Tensor) else list(ids)
+        return self.bpe.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    def batch_decode(self, rows, **options) -> list[str]:
+        """One text for each row of ids."""
+        return [self.decode(row, **options) for row in rows]
+
+
+def media_kind(item: dict) -> str | None:
+    """'image', 'video' or None for one item of a message's content, by the official template's rule."""
+    if item.get("type") == "image" or "image" in item or "image_url" in item:
+        return "image"
+    return "video" if item.get("type") == "video" or "video" in item else None
+
+
+def render_chat(conversation: list[dict], add_generation_prompt: bool = False, add_vision_id: bool = False) -> list[str]:
+    """Messages → the pieces of the prompt; `"".join` of them is the official template's rendering, to the letter."""
+    start, end = Special("<|im_start|>"), Special("<|im_end|>")
+    label, counts = {"image": "Picture", "video": "Video"}, {"image": 0, "video": 0}
+    pieces = []
+    if conversation and conversation[0].get("role") != "system":
+        conversation = [{"role": "system", "content": "You are a helpful assistant."}, *conversation]
+    for number, message in enumerate(conversation, 1):
+        if not isinstance(message, dict) or "role" not in message or "content" not in message:
+            raise ValueError(f"Message {number} needs a 'role' and a 'content', for example role 'user'.")
+        pieces += [start, f"{message['role']}\n"]
+        content = message["content"]
+        for item in [{"text": content}] if isinstance(content, str) else content:
+            if kind := media_kind(item):
+                counts[kind] += 1
+                pieces += [f"{label[kind]} {counts[kind]}: "] if add_vision_id else []
+                pieces += [Special("<|vision_start|>"), Special(f"<|{kind}_pad|>"), Special("<|vision_end|>")]
+            else:
+                pieces += [str(item.get("text", ""))]
+        pieces += [end, "\n"]
+    return pieces + ([start, "assistant\n"] if add_generation_prompt else [])
+
+
+class Qwen2VLProcessor:
+    """Conversations with pictures → the tensors that the model takes, and ids → text."""
+
+    def __init__(self, image_processor: Qwen2VLImageProcessor, tokenizer: Qwen2VLTokenizer, chat_template: str | None = None):
+        self.image_processor, self.tokenizer, self.chat_template = image_processor, tokenizer, chat_template
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **image_options) -> Qwen2VLProcessor:
+        """From a folder, "tiny" or a Hub id; options such as `min_pixels` and `max_pixels` win over the checkpoint's."""
+        import weights_loader
+
+        folder = weights_loader.find_checkpoint(name)
+        template = next((p for p in (folder / "chat_template.json", folder / "tokenizer_config.json") if p.exists()), None)
+        template = read_json(template).get("chat_template") if template else None
+        if (jinja := folder / "chat_template.jinja").exists():  # where recent transformers saves it
+            template = jinja.read_text(encoding="utf-8")
+        image_processor = Qwen2VLImageProcessor.from_pretrained(folder, **image_options)
+        return cls(image_processor, Qwen2VLTokenizer(folder / "tokenizer.json"), template)
+
+    def apply_chat_template(
+        self,
+        conversation: list,
+        tokenize: bool = False,
+        add_generation_prompt: bool = False,
+        add_vision_id: bool = False,
+        return_dict: bool = False,
+        return_tensors: str = "pt",
+        padding: bool = True,
+        **limits,
+    ):
+        """One conversation or a list of them → the prompt text (`tokenize=False`), its ids, or the model's inputs.
+
+        Pictures are taken from the items' `image` (a path, PIL picture, array …); an item may carry its own limits,
+        `min_pixels`, `max_pixels` or `resized_height` with `resized_width` (pixels). Text is safe: special tokens
+        in it stay text. `limits`: `min_pixels` and `max_pixels` of this call.
+        """
+        if self.chat_template is None or "<|im_start|>" not in self.chat_template:
+            raise ValueError("This checkpoint has no chat template (a base model?): write the prompt with processor(text=…).")
+        single = not conversation or isinstance(conversation[0], dict)
+        conversations = [conversation] if single else conversation
+        prompts = [render_chat(messages, add_generation_prompt, add_vision_id) for messages in conversations]
+        if not tokenize:
+            texts = ["".join(pieces) for pieces in prompts]
+            return texts[0] if single else texts
+        media = [
+            item | limits | {k: v for k, v in item.items() if v is not None}
+            for messages in conversations
+            for message in messages
+            if not isinstance(message["content"], str)
+            for item in message["content"]
+            if media_kind(item)
+        ]
+        inputs = self._assemble(prompts, media, padding, return_tensors)
+        return inputs if return_dict else inputs["input_ids"]
+
+    def __call__(
+        self, images=None, text=None, padding: bool = True, return_tensors: str = "pt", **limits
+    ) -> BatchFeature:
+        """Rendered prompts (str or list) and their pictures, in order → the model's inputs.
+
+        Special tokens in `text` count as such, whoever wrote them; for text you do not trust, use
+        `apply_chat_template(…, tokenize=True)`.
+        """
+        if text is None:
+            return self.image_processor.preprocess(images, **limits)
+        images = [] if images is None else images if isinstance(images, list | tuple) else [images]
+        flat = [image for entry in images for image in (entry if isinstance(entry, list | tuple) else [entry])]
+        prompts = [self.tokenizer.split(prompt) for prompt in ([text] if isinstance(text, str) else text)]
+        return self._assemble(prompts, [{"image": image} | limits for image in flat], padding, return_tensors)
+
+    def _assemble(self, prompts: list[list[str]], media: list[dict], padding: bool, return_tensors: str) -> BatchFeature:
+        """Pieces and media items → ids with one <|image_pad|> for each 28×28 cell, padded on the left."""
+        if return_tensors != "pt":
+            raise ValueError(f"return_tensors={return_tensors!r} is not supported; inputs are torch tensors ('pt').")
+        pictures = [self._patches_of_item(item) for item in media]
+        wanted = sum(piece == "<|image_pad|>" for pieces in prompts for piece in pieces if type(piece) is Special)
+        if wanted != len(pictures):
+            raise ValueError(f"The text has {wanted} <|image_pad|> but {len(pictures)} pictures were given.")
+        grids = iter([grid for _, grid in pictures])
+        rows = []
+        for pieces in prompts:
+            expanded = []
+            for piece in pieces:
+                is_image = type(piece) is Special and piece == "<|image_pad|>"
+                copies = math.prod(next(grids)) // self.image_processor.merge_size**2 if is_image else 1
+                expanded += [piece] * copies
+            rows.append(self.tokenizer.encode(expanded))
+        longest = max(map(len, rows))
+        if not padding and any(len(row) != longest for row in rows):
+            raise ValueError("Prompts of different lengths need padding=True to become one tensor.")
+        # Left, whatever the tokenizer's file says: new tokens must follow the prompt, not its padding.
+        pads = [longest - len(row) for row in rows]
+        inputs = BatchFeature(
+            input_ids=torch.tensor([[self.tokenizer.pad_token_id] * pad + row for pad, row in zip(pads, rows)]),  # (B, S)
+            attention_mask=torch.tensor([[0] * pad + [1] * len(row) for pad, row in zip(pads, rows)]),  # (B, S)
+        )
+        if pictures:
+            inputs["pixel_values"] = torch.cat([patches for patches, _ in pictures])  # (N, 1176)
+            inputs["image_grid_thw"] = torch.tensor([grid for _, grid in pictures])  # (pictures, 3)
+        return inputs
+
+    def _patches_of_item(self, item: dict) -> tuple[Tensor, tuple[int, int, int]]:
+        if media_kind(item) == "video":
+            raise ValueError("Videos cannot be read yet; pass pictures.")
+        image = load_image(item["image"] if "image" in item else item.get("image_url"))
+        limits = item.get("min_pixels"), item.get("max_pixels")
+        size = item.get("resized_height", image.height), item.get("resized_width", image.width)
+        return self.image_processor.patches_of(image, self.image_processor.target_size(*size, *limits))
+
+    def decode(self, ids, **options) -> str:
+        return self.tokenizer.decode(ids, **options)
+
+    def batch_decode(self, rows, **options) -> list[str]:
+        return self.tokenizer.batch_decode(rows, **options)
+
+
+# ── 4 · Rotary positions: 2-D in the tower, M-RoPE in the decoder ─────────────────────────────────────────────────
+# Paper 2.1 "Multimodal Rotary Position Embedding" and figure 3. Official: get_rope_index in modeling_qwen2_vl.py.
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (x[i], x[i + D/2]) of the last axis by its angle. cos and sin broadcast to x (…, D)."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+def cos_sin(angles: Tensor) -> tuple[Tensor, Tensor]:
+    """Angles (…, D/2) → cos and sin (…, D), *tiled*: the second half of the channels repeats the first's angles."""
+    angles = torch.cat([angles, angles], dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def inverse_frequencies(pairs: int, base: float, device) -> Tensor:
+    """Radians per position for each rotary pair: 1, then ever slower, down to about 1/base."""
+    return base ** -(torch.arange(pairs, dtype=torch.float32, device=device) / pairs)
+
+
+def vision_angles(grids: list[list[int]], head_dim: int, merge_size: int, device) -> Tensor:
+    """Angles (N, D/2) of the tower's 2-D rotary: half of the pairs turn with a patch's row, half with its column."""
+    turn = inverse_frequencies(head_dim // 4, 10000.0, device)  # (D/4,)
+    angles = []
+    for t, h, w in grids:
+        rows = torch.arange(h, device=device)[:, None].expand(h, w)
+        columns = torch.arange(w, device=device)[None, :].expand(h, w)
+        # patchify lists patches window by window, so the coordinates go through the same reordering
+        places = [
+            x.reshape(h // merge_size, merge_size, w // merge_size, merge_size).transpose(1, 2).flatten()
+            for x in (rows, columns)
+        ]  # two times (h·w,)
+        picture = torch.cat([place[:, None].float() * turn for place in places], dim=-1)  # (h·w, D/2)
+        angles.append(picture.repeat(t, 1))  # every frame pair has the same rows and columns: (t·h·w, D/2)
+    return torch.cat(angles)
+
+
+def mrope_angles(position_ids: Tensor, config: Qwen2VLTextConfig) -> Tensor:
+    """Positions (3, B, S) → angles (B, S, D/2).
+
+    *Chunked*: with mrope_section [16, 24, 24] the fastest 16 pairs turn with t, the next 24 with h, the last 24 with
+    w. Where the three positions are equal (all text) this is ordinary RoPE.
+    """
+    turn = inverse_frequencies(config.head_dim // 2, config.rope_theta, position_ids.device)  # (D/2,)
+    angles = position_ids[..., None].float() * turn  # (3, B, S, D/2)
+    if config.mrope_section is None:
+        return angles[0]
+    chunks = angles.split(list(config.mrope_section), dim=-1)
+    return torch.cat([chunk[axis] for axis, chunk in enumerate(chunks)], dim=-1)
+
+
+def get_rope_index(
+    config: Qwen2VLConfig,
+    input_ids: Tensor,
+    image_grid_thw: Tensor | None = None,
+    video_grid_thw: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Where each token stands in time, height and width: position_ids (3, B, S) and rope_deltas (B, 1).
+
+    Text counts on, the same on all three axes. A picture of t×h×w cells that starts at p has t = p + frame pair,
+    h = p + row, w = p + column; the text after it resumes at the largest position so far + 1. So a picture of
+    1000 tokens moves the text on by about 32 only. `rope_deltas` is that saving, (largest position + 1) − (number of
+    real tokens), and is what decoding adds to a token's index. Padding is skipped.
+    """
+    merge = config.vision_config.spatial_merge_size
+    grids = {
+        config.image_token_id: iter([] if image_grid_thw is None else image_grid_thw.tolist()),
+        config.video_token_id: iter([] if video_grid_thw is None else video_grid_thw.tolist()),
+    }
+    plain_rope = config.text_config.mrope_section is None
+    position_ids = torch.zeros(3, *input_ids.shape, dtype=torch.long)
+    rope_deltas = torch.zeros(len(input_ids), 1, dtype=torch.long)
+    for row, ids in enumerate(input_ids.tolist()):
+        real = attention_mask[row].cpu().bool() if attention_mask is not None else torch.ones(len(ids), dtype=torch.bool)
+        ids = [token for token, keep in zip(ids, real.tolist()) if keep]
+        blocks, index, start = [], 0, 0  # index: in the row; start: the next free position
+        while index < len(ids):
+            if ids[index] in grids and not plain_rope:
+                t, h, w = next(grids[ids[index]])
+                h, w = h // merge, w // merge  # in cells of 28 pixels
+                block = torch.cartesian_prod(torch.arange(t), torch.arange(h), torch.arange(w)).T  # (3, t·h·w)
+            else:
+                length = next((i for i in range(index, len(ids)) if ids[i] in grids and not plain_rope), len(ids)) - index
+                block = torch.arange(length).expand(3, -1)  # (3, length)
+            blocks.append(block.reshape(3, -1) + start)
+            index += blocks[-1].shape[1]
+            start = int(blocks[-1].max()) + 1
+        if blocks:
+            position_ids[:, row, real] = torch.cat(blocks, dim=1)
+            rope_deltas[row] = start - len(ids)
+    return position_ids.to(input_ids.device), rope_deltas.to(input_ids.device)
+
+
+# ── 5 · Attention ─────────────────────────────────────────────────────────────────────────────────────────────────
+# One function for tower and decoder. `sdpa` lets PyTorch choose the kernel and gives it no reason to refuse the flash
+# kernel on CUDA: never a mask tensor. `flash` insists on that kernel; `eager` writes the formula out.
+
+
+def flash_problem(device: str, dtype: torch.dtype, head_dim: int) -> str | None:
+    """Why the flash kernel cannot run this attention; None if it can. (On CPU, PyTorch's own flash kernel is meant.)"""
+    if device == "cpu":
+        return None
+    if device != "cuda":
+        return f"there is no flash kernel for device {device!r}"
+    if dtype not in (torch.float16, torch.bfloat16):
+        return f"it needs float16 or bfloat16, not {dtype}".replace("torch.", "")
+    if head_dim % 8 or head_dim > 256:
+        return f"it needs a head_dim that is a multiple of 8 up to 256, not {head_dim}"
+    return None
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool, implementation: str) -> Tensor:
+    """softmax(q·kᵀ / √D)·v: q (B, H, Q, D), k and v (B, Hkv, S, D) → (B, H, Q, D).
+
+    Causal means by place in the sequence: the Q queries are the last Q of the S tokens, and a query sees itself and
+    what came before. (Not by M-RoPE position: those of a picture repeat.)
+    """
+    (B, H, Q, D), (Hkv, S) = q.shape, k.shape[1:3]
+    if implementation == "eager":
+        k, v = (x.repeat_interleave(H // Hkv, dim=1) for x in (k, v))  # (B, H, S, D)
+        scores = q @ k.transpose(2, 3) / math.sqrt(D)  # (B, H, Q, S)
+        if causal:
+            future = torch.ones(Q, S, dtype=torch.bool, device=q.device).triu(S - Q + 1)
+            scores = scores.masked_fill(future, -torch.inf)
+        return scores.softmax(-1, dtype=torch.float32).to(q.dtype) @ v
+    if implementation == "flash" and (problem := flash_problem(q.device.type, q.dtype, D)):
+        raise ValueError(f"The flash kernel was demanded but {problem}; use attn_implementation='sdpa'.")
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION) if implementation == "flash" else nullcontext():
+        if Q == 1:  # nothing to hide, so the G heads of a group can pose as G queries of one head: keys are read once
+            return F.scaled_dot_product_attention(q.reshape(B, Hkv, H // Hkv, D), k, v).reshape(B, H, 1, D)
+        if Q == S or not causal:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=H != Hkv)
+        # A later chat turn: Q new tokens behind S − Q cached ones. This mask is a name, not a tensor, to CUDA's kernels.
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=causal_lower_right(Q, S), enable_gqa=H != Hkv)
+
+
+def attend_unpadded(q: Tensor, k: Tensor, v: Tensor, pads: list[int], implementation: str) -> Tensor:
+    """Causal `attend` in which row b's first `pads[b]` keys are padding: each row runs on its real tokens alone."""
+    if not any(pads):
+        return attend(q, k, v, True, implementation)
+    Q, S = q.shape[2], k.shape[2]
+    rows = []
+    for b, pad in enumerate(pads):
+        skip = max(0, Q - (S - pad))  # of this row's queries, how many are padding themselves
+        if skip == Q:  # nothing but padding
+            rows.append(torch.zeros_like(q[b : b + 1]))
+            continue
+        real = attend(q[b : b + 1, :, skip:], k[b : b + 1, :, pad:], v[b : b + 1, :, pad:], True, implementation)
+        rows.append(F.pad(real, (0, 0, skip, 0)))  # zeros where the padding was: (1, H, Q, D)
+    return torch.cat(rows)
+
+
+# ── 6 · Vision tower and merger ───────────────────────────────────────────────────────────────────────────────────
+# Paper 2.1. Official: Qwen2VisionTransformerPretrainedModel in modeling_qwen2_vl.py. Module names are the files' keys.
+
+
+class VisionAttention(nn.Module):
+    """Full attention among the patches of one picture (or one pair of frames), and no others."""
+
+    def __init__(self, config: Qwen2VLVisionConfig):
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.qkv = nn.Linear(config.embed_dim, 3 * config.embed_dim)
+        self.proj = nn.Linear(config.embed_dim, config.embed_dim)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, segments: list[int], implementation: str) -> Tensor:
+        N, C = x.shape
+        q, k, v = self.qkv(x).view(N, 3, self.num_heads, -1).permute(1, 2, 0, 3)  # 3 × (H, N, D)
+        q, k = (rotate(part.float(), cos, sin).to(x.dtype) for part in (q, k))
+        outputs, first = [], 0
+        for L, run in groupby(segments):  # neighbours of equal length share one call; there is never an N×N mask
+            n = len(list(run))
+            parts = [part[:, first : first + n * L].unflatten(1, (n, L)).transpose(0, 1) for part in (q, k, v)]
+            y = attend(*parts, causal=False, implementation=implementation)  # (n, H, L, D)
+            outputs.append(y.transpose(1, 2).reshape(n * L, C))
+            first += n * L
+        return self.proj(torch.cat(outputs))  # (N, C)
+
+
+class VisionMLP(nn.Module):
+    def __init__(self, config: Qwen2VLVisionConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.embed_dim, int(config.embed_dim * config.mlp_ratio))
+        self.fc2 = nn.Linear(int(config.embed_dim * config.mlp_ratio), config.embed_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc1(x)
+        return self.fc2(x * torch.sigmoid(1.702 * x))  # "quick GELU"
+
+
+class VisionBlock(nn.Module):
+    def __init__(self, config: Qwen2VLVisionConfig):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.embed_dim, eps=1e-6)
+        self.norm2 = nn.LayerNorm(config.embed_dim, eps=1e-6)
+        self.attn = VisionAttention(config)
+        self.mlp = VisionMLP(config)
+
+    def forward(self, x: Tensor, *where) -> Tensor:
+        x = x + self.attn(self.norm1(x), *where)  # (N, C)
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchEmbed(nn.Module):
+    """A Conv3d whose stride is its kernel sees each patch once: that is one matrix product with the reshaped kernel."""
+
+    def __init__(self, config: Qwen2VLVisionConfig):
+        super().__init__()
+        kernel = (config.temporal_patch_size, config.patch_size, config.patch_size)
+        self.proj = nn.Conv3d(3, config.embed_dim, kernel, stride=kernel, bias=False)  # keeps the released 5-D weight
+
+    def forward(self, patches: Tensor) -> Tensor:
+        return F.linear(patches.to(self.proj.weight.dtype), self.proj.weight.flatten(1))  # (N, 1176) → (N, C)
+
+
+class PatchMerger(nn.Module):
+    """2×2 neighbouring patches → one token as wide as the decoder: a fourfold shorter sequence."""
+
+    def __init__(self, config: Qwen2VLVisionConfig):
+        super().__init__()
+        self.window = config.embed_dim * config.spatial_merge_size**2
+        self.ln_q = nn.LayerNorm(config.embed_dim, eps=1e-6)
+        self.mlp = nn.Sequential(nn.Linear(self.window, self.window), nn.GELU(), nn.Linear(self.window, config.hidden_size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mlp(self.ln_q(x).view(-1, self.window))  # (N, C) → (M, 4·C) → (M, C of the decoder)
+
+
+class VisionTower(nn.Module):
+    def __init__(self, config: Qwen2VLVisionConfig):
+        super().__init__()
+        self.config = config
+        self.patch_embed = PatchEmbed(config)
+        self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.depth))
+        self.merger = PatchMerger(config)
+
+    def forward(self, pixel_values: Tensor, grid_thw: Tensor, implementation: str = "sdpa") -> Tensor:
+        """Patches (N, 1176) of any number of pictures and clips with their grids (·, 3) → visual tokens (M, C)."""
+        grids = grid_thw.tolist()
+        x = self.patch_embed(pixel_values)  # (N, C)
+        head_dim = self.config.embed_dim // self.config.num_heads
+        angles = vision_angles(grids, head_dim, self.config.spatial_merge_size, x.device)  # (N, D/2)
+        segments = [h * w for t, h, w in grids for _ in range(t)]
+        for block in self.blocks:
+            x = block(x, *cos_sin(angles), segments, implementation)
+        return self.merger(x)
+
+
+# ── 7 · Decoder ───────────────────────────────────────────────────────────────────────────────────────────────────
+# Paper 2, Qwen2 technical report 2.2.1 (https://arxiv.org/abs/2407.10671). Official: Qwen2VLTextModel.
+
+
+class KVCache:
+    """Keys and values of the tokens seen so far, written in place; and all else that a half-done answer must remember.
+
+    It lives with the *generation*, never on the model: two conversations on one model cannot disturb each other.
+    `length` tokens are filled; `pads` (B) counts each row's left padding; `next_position` (B, 1) is the M-RoPE
+    position that the next token takes; `token_ids` (B, length) is what was read.
+    """
+
+    def __init__(self, config: Qwen2VLTextConfig, batch_size: int, capacity: int, device=None, dtype=None):
+        shape = (config.num_hidden_layers, 2, batch_size, config.num_key_value_heads, capacity, config.head_dim)
+        self.data = torch.empty(shape, device=device, dtype=dtype)  # (layers, k and v, B, Hkv, capacity, D)
+        self.length = 0
+        self.pads = [0] * batch_size
+        self.next_position = torch.zeros(batch_size, 1, dtype=torch.long, device=device)
+        self.token_ids = torch.zeros(batch_size, 0, dtype=torch.long, device=device)
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the new k and v (B, Hkv, Q, D) of one layer; return all so far, as views (B, Hkv, length + Q, D)."""
+        end = self.length + k.shape[2]
+        if end > self.data.shape[4]:  # a longer chat than planned: double the room
+            self.data = torch.cat([self.data, torch.empty_like(self.data[..., : max(end, 64), :])], dim=4)
+        for slot, new in zip(self.data[layer], (k, v)):
+            slot[:, :, self.length : end] = new
+        return self.data[layer, 0, :, :, :end], self.data[layer, 1, :, :, :end]
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()  # the mean of squares overflows in half precision
+        return self.weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention: G query heads share the keys and values of one head. Biases on q, k, v but not on o."""
+
+    def __init__(self, config: Qwen2VLTextConfig, layer: int):
+        super().__init__()
+        self.layer, self.head_dim = layer, config.head_dim
+        width, kv_width = config.hidden_size, config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, kv_width)
+        self.v_proj = nn.Linear(width, kv_width)
+        self.o_proj = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, pads: list[int], implementation: str):
+        B, Q, _ = x.shape
+        q, k, v = (
+            proj(x).view(B, Q, -1, self.head_dim).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )  # (B, H, Q, D), (B, Hkv, Q, D), (B, Hkv, Q, D)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)  # (B, Hkv, S, D)
+        y = attend_unpadded(q, k, v, pads, implementation)  # (B, H, Q, D)
+        return self.o_proj(y.transpose(1, 2).reshape(B, Q, -1))  # (B, Q, C)
+
+
+class MLP(nn.Module):
+    """SwiGLU: one half of the wide layer gates the other."""
+
+    def __init__(self, config: Qwen2VLTextConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, config: Qwen2VLTextConfig, layer: int):
+        super().__init__()
+        self.self_attn = Attention(config, layer)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, *context) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), *context)  # (B, Q, C)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: Qwen2VLTextConfig):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self, x: Tensor, position_ids: Tensor, cache: KVCache | None, pads: list[int], implementation: str = "sdpa"
+    ) -> Tensor:
+        """Embeddings (B, Q, C) at positions (3, B, Q) → hidden states (B, Q, C)."""
+        cos, sin = cos_sin(mrope_angles(position_ids, self.config))  # (B, Q, D), angles always in float32
+        cos, sin = cos[:, None].to(x.dtype), sin[:, None].to(x.dtype)  # (B, 1, Q, D): the same for every head
+        for layer in self.layers:
+            x = layer(x, cos, sin, cache, pads, implementation)
+        return self.norm(x)
+
+
+# ── 8 · The whole model ───────────────────────────────────────────────────────────────────────────────────────────
+# Official: Qwen2VLModel and Qwen2VLForConditionalGeneration.
+
+ATTENTION_NAMES = {"eager": "eager", "sdpa": "sdpa", "flash": "flash", "flash_attention_2": "flash"}
+
+
+@dataclass
+class Qwen2VLOutput:
+    """What a forward pass gives; fields that were not asked for are None."""
+
+    last_hidden_state: Tensor | None = None  # (B, Q, C)
+    logits: Tensor | None = None  # (B, Q or logits_to_keep, V)
+    loss: Tensor | None = None  # ()
+    past_key_values: KVCache | None = None
+
+
+class Qwen2VLModel(nn.Module):
+    """Tower and decoder, joined: visual tokens take the places of the <|image_pad|> and <|video_pad|> embeddings."""
+
+    def __init__(self, config: Qwen2VLConfig, attn_implementation: str = "sdpa"):
+        super().__init__()
+        if attn_implementation not in ATTENTION_NAMES:
+            names = ", ".join(ATTENTION_NAMES)
+            raise ValueError(f"attn_implementation={attn_implementation!r} is unknown; choose one of {names}.")
+        self.config = config
+        self.attn_implementation = ATTENTION_NAMES[attn_implementation]
+        self.visual = VisionTower(config.vision_config)
+        self.model = Decoder(config.text_config)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **options):
+        """A model with a checkpoint's weights; options as for `weights_loader.load_model`."""
+        import weights_loader
+
+        return weights_loader.load_model(name, model_class=cls, **options)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.embed_tokens.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.embed_tokens.weight.dtype
+
+    def embed(self, input_ids: Tensor, media: list[tuple[str, int, Tensor | None, Tensor | None]]) -> Tensor:
+        """Token embeddings (B, Q, C) in which media tokens have been replaced by what the tower saw."""
+        for name, token_id, pixels, grid_thw in media:  # all counts are checked before the expensive tower runs
+            check_placeholders(name, input_ids == token_id, pixels, grid_thw, self.config.vision_config.spatial_merge_size)
+        x = self.model.embed_tokens(input_ids)
+        for _, token_id, pixels, grid_thw in media:
+            if pixels is not None:
+                tokens = self.visual(pixels, grid_thw, self.attn_implementation)  # (M, C)
+                x = x.masked_scatter((input_ids == token_id)[..., None], tokens.to(x.dtype))
+        return x
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+        video_grid_thw: Tensor | None = None,
+        past_key_values: KVCache | None = None,
+        mm_token_type_ids: Tensor | None = None,
+    ) -> Qwen2VLOutput:
+        """Ids (B, Q) and media → `last_hidden_state` (B, Q, C).
+
+        `attention_mask` (B, Q) marks padding with 0, on the left or on the right. With a cache in `past_key_values`
+        the ids continue what it holds (text or media), and need no mask. `mm_token_type_ids`, which the official
+        processor adds, says nothing that the ids do not; it is accepted and not used.
+        """
+        cache, config = past_key_values, self.config
+        media = [
+            ("image", config.image_token_id, pixel_values, image_grid_thw),
+            ("video", config.video_token_id, pixel_values_videos, video_grid_thw),
+        ]
+        x = self.embed(input_ids, media)  # (B, Q, C)
+        continues = cache is not None and cache.length > 0
+        pads = cache.pads if continues else left_padding(attention_mask, len(input_ids))
+        if position_ids is None:
+            mask = None if continues else attention_mask
+            position_ids, rope_deltas = get_rope_index(config, input_ids, image_grid_thw, video_grid_thw, mask)
+            if cache is not None:
+                position_ids = position_ids + cache.next_position
+                new_tokens = input_ids.shape[1] if mask is None else mask.sum(1, keepdim=True)
+                cache.next_position = cache.next_position + new_tokens + rope_deltas
+        x = self.model(x, position_ids, cache, pads, self.attn_implementation)
+        if cache is not None:
+            cache.pads = pads
+            cache.length += input_ids.shape[1]
+            cache.token_ids = torch.cat([cache.token_ids, input_ids], dim=1)
+        return Qwen2VLOutput(last_hidden_state=x, past_key_values=cache)
+
+
+def left_padding(attention_mask: Tensor | None, rows: int) -> list[int]:
+    """How many tokens of padding each row starts with. Padding on the right needs nothing: it is in the future."""
+    if attention_mask is None:
+        return [0] * rows
+    mask = attention_mask.bool()
+    if bool((mask[:, 1:] & ~mask[:, :-1]).sum(1).add(mask[:, 0]).gt(1).any()):
+        raise ValueError("attention_mask has a hole: each row must be one run of ones, padded on the left or the right.")
+    return torch.where(mask.any(1), mask.int().argmax(1), mask.shape[1]).tolist()
+
+
+def check_placeholders(name: str, is_media: Tensor, pixels: Tensor | None, grid_thw: Tensor | None, merge: int) -> None:
+    """Every row's media tokens (`is_media`, (B, Q)) must be used up exactly by the next pictures, in order."""
+    if (pixels is None) != (grid_thw is None):
+        raise ValueError(f"The {name} pixels and their grid_thw go together: pass both or neither.")
+    sizes = [] if grid_thw is None else (grid_thw.prod(1) // merge**2).tolist()
+    if pixels is not None and len(pixels) != sum(sizes) * merge**2:
+        raise ValueError(f"The {name} pixels have {len(pixels)} rows, but grid_thw describes {sum(sizes) * merge**2}.")
+    sizes.reverse()
+    for row, found in enumerate(is_media.sum(1).tolist()):
+        expected = 0
+        while expected < found and sizes:
+            expected += sizes.pop()
+        if expected != found:
+            raise ValueError(f"Row {row} has {found} <|{name}_pad|> tokens, but its {name}s make {expected}: cut text?")
+    if sizes:
+        raise ValueError(f"{len(sizes)} {name}(s) are left over: no row has <|{name}_pad|> tokens for them.")
+
+
+class Qwen2VLForConditionalGeneration(Qwen2VLModel):
+    """The model with its output matrix: logits, loss, generation."""
+
+    def __init__(self, config: Qwen2VLConfig, attn_implementation: str = "sdpa"):
+        super().__init__(config, attn_implementation)
+        text = config.text_config
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        if text.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+        self.generation_config: dict = {}  # what the checkpoint's generation_config.json says
+
+    def forward(
+        self, input_ids: Tensor, *args, labels: Tensor | None = None, logits_to_keep: int | Tensor = 0, **kwargs
+    ) -> Qwen2VLOutput:
+        """As `Qwen2VLModel.forward`, plus logits (B, Q, V) and, with `labels` (B, Q), the loss.
+
+        `logits_to_keep`: only the last so many places (0: all), or the places a tensor names. `labels` are the ids
+        themselves: they are shifted here, and places with −100 do not count.
+        """
+        output = super().forward(input_ids, *args, **kwargs)
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        output.logits = self.lm_head(output.last_hidden_state[:, keep])  # (B, kept, V); slice(-0, None) keeps all
+        if labels is not None:
+            # the token at place i is predicted at place i − 1
+            output.loss = F.cross_entropy(output.logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten())
+        return output
+
+    # ── 9 · Generation ──────────────────────────────────────────────────────────────────────────────────────────
+    # Official: GenerationMixin. The released generation_config.json (temperature 0.01, top_k 1) means: greedy.
+
+    def sampling_settings(self, **asked) -> dict:
+        """The settings in force: what was asked for (not None), else the checkpoint's, else neutral values."""
+        asked = {name: value for name, value in asked.items() if value is not None}
+        if any(name in asked for name in ("temperature", "top_p", "top_k")):
+            asked.setdefault("do_sample", asked.get("temperature") != 0)
+        settings = {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
+        # who asks to sample must not be held to the file's top_k 1: "temperature does nothing" was a popular bug
+        kept = ("repetition_penalty",) if asked.get("do_sample") else tuple(settings)
+        settings |= {name: value for name, value in self.generation_config.items() if name in kept} | asked
+        if settings["temperature"] < 0 or not 0 < settings["top_p"] <= 1 or settings["top_k"] < 0:
+            raise ValueError("Sampling needs temperature ≥ 0, 0 < top_p ≤ 1 and top_k ≥ 0.")
+        if settings["repetition_penalty"] <= 0:
+            raise ValueError("repetition_penalty must be above 0 (1 changes nothing).")
+        if settings["temperature"] == 0 or settings["top_k"] == 1 or not settings["do_sample"]:
+            settings |= {"do_sample": False, "temperature": 0.0, "top_p": 1.0, "top_k": 1}
+        return settings
+
+    @torch.no_grad()
+    def generate_steps(
+        self,
+        input_ids: Tensor,
+        max_new_tokens: int = 128,
+        do_sample: bool | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        repetition_penalty: float | None = None,
+        eos_token_id: int | list[int] | None = None,
+        suppress_tokens: list[int] | None = None,
+        seed: int | None = None,
+        past_key_values: KVCache | None = None,
+        **inputs,
+    ):
+        """Yield the next id of each row, (B,), until every row has ended or `max_new_tokens` are out.
+
+        A row that has ended yields padding. `suppress_tokens`: ids never written; by default the vision tokens, which
+        would announce a picture that is not there ([] allows all). `seed` makes sampling repeatable.
+        """
+        settings = self.sampling_settings(
+            do_sample=do_sample, temperature=temperature, top_p=top_p, top_k=top_k, repetition_penalty=repetition_penalty
+        )
+        eos = self.generation_config.get("eos_token_id", []) if eos_token_id is None else eos_token_id
+        eos = torch.tensor([eos] if isinstance(eos, int) else eos, dtype=torch.long, device=self.device)
+        pad = self.generation_config.get("pad_token_id") or (int(eos[0]) if len(eos) else 0)
+        if suppress_tokens is None:
+            suppress_tokens = list(range(self.config.vision_start_token_id, self.config.video_token_id + 1))
+        B, Q = input_ids.shape
+        cache = past_key_values
+        if cache is None:
+            cache = KVCache(self.config.text_config, B, Q + max_new_tokens, self.device, self.dtype)
+        if cache.length + Q + max_new_tokens > self.config.text_config.max_position_embeddings:
+            raise ValueError(
+                f"{cache.length + Q} prompt tokens + {max_new_tokens} new ones exceed the model's context of "
+                f"{self.config.text_config.max_position_embeddings}; lower max_pixels or max_new_tokens."
+            )
+        generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
+        ended = torch.zeros(B, dtype=torch.bool, device=self.device)
+        for _ in range(max_new_tokens):
+            # the whole prompt first, then one id at a time; of the prompt's logits only the last are ever made
+            logits = self(input_ids, **inputs, past_key_values=cache, logits_to_keep=1).logits[:, -1].float()  # (B, V)
+            if not logits.isfinite().all():
+                raise ValueError(f"The logits are not finite in {self.dtype}; use bfloat16 or float32.".replace("torch.", ""))
+            logits[:, suppress_tokens] = -torch.inf
+            next_ids = choose(logits, cache.token_ids, settings, generator)  # (B,)
+            next_ids = next_ids.masked_fill(ended, pad)
+            yield next_ids
+            ended |= torch.isin(next_ids, eos)
+            if ended.all():
+                return
+            input_ids, inputs = next_ids[:, None], {}
+
+    def generate(self, input_ids: Tensor, **options) -> Tensor:
+        """The prompt and its continuation, (B, S + new); options as for `generate_steps`."""
+        return torch.cat([input_ids, *(ids[:, None] for ids in self.generate_steps(input_ids, **options))], dim=1)
+
+    def stream(self, tokenizer: Qwen2VLTokenizer, input_ids: Tensor, skip_special_tokens: bool = True, **options):
+        """Yield the answer to one prompt (B = 1) as pieces of text, as soon as they are whole characters."""
+        ids, shown = [], 0
+        for next_id in self.generate_steps(input_ids, **options):
+            ids.append(int(next_id[0]))
+            text = tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+            # one emoji can be several tokens; until the last of its bytes is there it decodes to "�"
+            if not text.endswith("�"):
+                yield text[shown:]
+                shown = len(text)
+        yield tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)[shown:]
+
+
+def choose(logits: Tensor, seen: Tensor, settings: dict, generator: torch.Generator | None) -> Tensor:
+    """The next id of each row from its logits (B, V), given the ids `seen` so far (B, S)."""
+    if (penalty := settings["repetition_penalty"]) != 1:  # the prompt counts too, as in the official code
+        old = logits.gather(1, seen)
+        logits = logits.scatter(1, seen, torch.where(old < 0, old * penalty, old / penalty))
+    if not settings["do_sample"]:
+        return logits.argmax(-1)
+    logits = logits / settings["temperature"]
+    if 0 < settings["top_k"] < logits.shape[-1]:
+        logits = logits.masked_fill(logits < logits.topk(settings["top_k"]).values[:, -1:], -torch.inf)
+    if settings["top_p"] < 1:  # keep the smallest set of likeliest ids that together reach top_p
+        ordered, order = logits.sort(descending=True)
+        probabilities = ordered.softmax(-1)
+        drop = probabilities.cumsum(-1) - probabilities >= settings["top_p"]  # what came before was already enough
+        logits = logits.masked_fill(drop.gather(1, order.argsort(-1)), -torch.inf)
+    return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+
+
+# ── 10 · Command line ─────────────────────────────────────────────────────────────────────────────────────────────
+
+if __name__ == "__main__":
+    from command_line import main
+
+    sys.exit(main())

@@ -1,0 +1,33 @@
+"""What every test starts from: no network, quiet libraries, fixed seeds, the repository's root on the import path."""
+
+import os
+import random
+import sys
+from pathlib import Path
+
+# Read by the libraries when they are first imported, so set before that.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: needs minutes and gigabytes; run with -m slow")
+
+
+@pytest.fixture(autouse=True)
+def fixed_seeds() -> None:
+    """A test gives the same numbers alone, in the whole suite and in any order."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)

@@ -1,0 +1,53 @@
+"""The official implementation (transformers) beside ours: the same shape, the same weights, the same inputs."""
+
+from functools import cache
+from pathlib import Path
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import Qwen2VLForConditionalGeneration as OfficialModel
+
+from qwen2vl_mini import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from tests.small_models import SHAPES, small_config, small_model
+
+transformers.logging.set_verbosity_error()
+
+
+def official_name(name: str) -> str:
+    """Our parameter name (that of the released files) → the one recent transformers uses."""
+    if name.startswith("visual."):
+        return f"model.{name}"
+    return name.replace("model.", "model.language_model.", 1) if name.startswith("model.") else name
+
+
+def official_twin(ours: Qwen2VLForConditionalGeneration) -> OfficialModel:
+    """The official model with the config and the weights of `ours`."""
+    config = transformers.Qwen2VLConfig.from_dict(ours.config.to_dict() | {"bos_token_id": None, "eos_token_id": None})
+    official = OfficialModel(config).eval()
+    official.load_state_dict({official_name(name): value for name, value in ours.state_dict().items()})
+    return official
+
+
+@cache
+def twins(shape: str) -> tuple[Qwen2VLForConditionalGeneration, OfficialModel]:
+    """(ours, official) of one of SHAPES, made once: a test that changes a model must copy it first."""
+    ours = small_model(small_config(**SHAPES[shape]))
+    return ours, official_twin(ours)
+
+
+def load_official(folder: str | Path) -> OfficialModel:
+    """The official model from a checkpoint's folder, in float32 on the CPU."""
+    return OfficialModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+
+
+@cache
+def _position_model() -> OfficialModel:
+    return twins("gqa1")[1]
+
+
+def official_rope_index(config: Qwen2VLConfig, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """The official (position_ids (3, B, S), rope_deltas (B, 1)); depends on no weight, only on the merge size."""
+    wanted = ("input_ids", "mm_token_type_ids", "image_grid_thw", "video_grid_thw", "attention_mask")
+    assert config.vision_config.spatial_merge_size == 2
+    return _position_model().model.get_rope_index(**{name: inputs[name] for name in wanted if name in inputs})

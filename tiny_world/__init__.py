@@ -1,0 +1,1 @@
+"""The tiny world: the pictures, questions and tokenizer that the bundled checkpoint is trained and judged on."""

@@ -1,0 +1,357 @@
+"""Train the bundled checkpoint: our own Qwen2-VL, through its ordinary forward(labels=…), on scenes made as it goes.
+
+    python -m tiny_world.train --out checkpoints/tiny --minutes 90
+
+Stop it whenever you like; the same command goes on where it was (its state is kept beside the checkpoint, in
+`<out>_training/`). The learning rate follows the minutes trained, so --minutes is all there is to set.
+
+Two things make so small a model learn to see in an hour on two cores:
+  * a *training-only* linear head on the merger's output has to name what is centred in each 28×28 cell. With the
+    answers' loss alone the tower gets almost no signal until the decoder can already count and point;
+  * Muon for the hidden matrices (AdamW for the rest), with large batches, since its step costs the same for any batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import json
+import os
+import random
+import shutil
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qwen2vl_mini import (
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
+    Qwen2VLTextConfig,
+    Qwen2VLTokenizer,
+    Qwen2VLVisionConfig,
+    render_chat,
+)
+from tiny_world.chat_template import CHAT_TEMPLATE
+from tiny_world.scenes import NUM_CELL_CLASSES, TEXT_ONLY, Scene, ask, cell_labels, make_scene, render
+from tiny_world.tokenizer import save_tokenizer
+
+# How often each task is asked; the ones with long answers teach most.
+TASK_WEIGHTS = {"describe": 8, "where": 8, "count": 5, "colour": 3, "shape": 2, "relation": 1, "text": 0.3}
+MIN_SIDE, MAX_SIDE = 56, 224  # pixels
+CELLS_PER_BATCH = 1600  # visual tokens; a batch of small pictures has more rows than one of large pictures
+MAX_ROWS = 128
+MUON_RATE, ADAMW_RATE = 1e-2, 1e-3
+WARMUP_STEPS = 100
+DECAY_FROM = 0.5  # of the training time; from there the rates fall to zero
+STATE_EVERY = 5 * 60  # seconds between two copies of the training state
+
+
+def tiny_config(tokenizer: Qwen2VLTokenizer) -> Qwen2VLConfig:
+    """About 2.9 M parameters in the shape of Qwen2-VL."""
+    ids = tokenizer.special_ids
+    return Qwen2VLConfig(
+        Qwen2VLTextConfig(
+            vocab_size=tokenizer.bpe.get_vocab_size(),
+            hidden_size=192,
+            intermediate_size=512,
+            num_hidden_layers=4,
+            num_attention_heads=6,
+            num_key_value_heads=2,
+            mrope_section=[4, 6, 6],
+            max_position_embeddings=32768,
+        ),
+        Qwen2VLVisionConfig(depth=4, embed_dim=128, num_heads=4, hidden_size=192),
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+    )
+
+
+def initialise(model: nn.Module) -> None:
+    """Small normal weights, zero biases; the patch embedding keeps PyTorch's own, which suits pixels."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(
+                module.weight, std=0.02 if isinstance(module, nn.Embedding) else module.weight.shape[1] ** -0.5
+            )
+            if getattr(module, "bias", None) is not None:
+                nn.init.zeros_(module.bias)
+
+
+# ── Data: one picture size a batch, several questions a picture ─────────────────────────────────────────────────────
+
+
+def pick_size(rng: random.Random) -> tuple[int, int]:
+    """Width and height in pixels, not multiples of 28 as a rule; small pictures more often, never longer than 4:1."""
+    while True:
+        width, height = (int(MIN_SIDE * (MAX_SIDE / MIN_SIDE) ** rng.random()) for _ in range(2))
+        if max(width, height) <= 4 * min(width, height):
+            return width, height
+
+
+def ask_several(scene: Scene, wanted: int, rng: random.Random) -> list[tuple[str, str, str]]:
+    """Up to `wanted` turns (task, question, answer) about a scene: the costly part, seeing it, is paid once."""
+    turns = []
+    tasks, weights = zip(*TASK_WEIGHTS.items())
+    for _ in range(20):
+        task = rng.choices(tasks, weights)[0]
+        turn = rng.choice(list(TEXT_ONLY.items())) if task == "text" else ask(scene, task, rng)
+        if turn and turn[0] not in [question for _, question, _ in turns]:
+            turns.append((task, *turn))
+        if len(turns) == wanted:
+            break
+    return turns
+
+
+def encode_chat(tokenizer: Qwen2VLTokenizer, turns: list[tuple[str, str, str]], cells: int) -> tuple[list, list]:
+    """Ids and labels of one conversation about one picture: only the answers, with their <|im_end|>, are learned."""
+    conversation = []
+    for _, question, answer in turns:
+        picture = [{"type": "image"}] if not conversation and cells else []
+        conversation.append({"role": "user", "content": [*picture, {"type": "text", "text": question}]})
+        conversation.append({"role": "assistant", "content": answer})
+    ids, labels, answering = [], [], False
+    for piece in render_chat(conversation):
+        # answers hold real control tokens (boxes); what a user says never does
+        new = tokenizer.encode(tokenizer.split(piece) if answering else [piece])
+        new *= cells if piece == "<|image_pad|>" else 1
+        ids += new
+        labels += new if answering else [-100] * len(new)
+        answering = piece == "assistant\n" or (answering and piece != "<|im_end|>")
+    return ids, labels
+
+
+def make_batch(seed: int, tokenizer: Qwen2VLTokenizer, images: Qwen2VLImageProcessor) -> dict:
+    """The tensors of one step, the labels of the cell head, and which task each row's answers belong to."""
+    rng = random.Random(seed)
+    width, height = pick_size(rng)
+    cells = images.num_image_tokens(height, width)
+    new_height, new_width = images.target_size(height, width)
+    wanted = rng.randint(1, 4)  # turns; the same in all rows, so that little of the batch is padding
+    rows, pixels, grids, cell_targets, tasks = [], [], [], [], []
+    for _ in range(min(MAX_ROWS, CELLS_PER_BATCH // cells)):
+        scene = make_scene(rng, width, height, rng.randint(1, 4))
+        turns = ask_several(scene, wanted, rng)
+        rows.append(encode_chat(tokenizer, turns, cells))
+        tasks.append([task for task, *_ in turns])
+        patches, grid = images.patches_of(render(scene), (new_height, new_width))
+        pixels.append(patches)
+        grids.append(grid)
+        cell_targets.append(torch.from_numpy(cell_labels(scene, new_height // 28, new_width // 28)))
+    longest = max(len(ids) for ids, _ in rows)
+    return {
+        # padding on the right needs no mask: it lies in the future of every real token
+        "input_ids": torch.tensor([ids + [tokenizer.pad_token_id] * (longest - len(ids)) for ids, _ in rows]),  # (B, S)
+        "labels": torch.tensor([labels + [-100] * (longest - len(labels)) for _, labels in rows]),  # (B, S)
+        "pixel_values": torch.cat(pixels),  # (N, 1176)
+        "image_grid_thw": torch.tensor(grids),  # (B, 3)
+        "cell_targets": torch.cat(cell_targets),  # (M, classes)
+        "tasks": tasks,
+    }
+
+
+class Batches(torch.utils.data.IterableDataset):
+    """Endless batches, each from its own seed; made in a background process while the model learns."""
+
+    def __init__(self, folder: Path, first_seed: int):
+        self.folder, self.first_seed = folder, first_seed
+
+    def __iter__(self):
+        torch.set_num_threads(1)
+        processor = Qwen2VLProcessor.from_pretrained(self.folder)
+        for seed in itertools.count(self.first_seed):
+            yield make_batch(seed, processor.tokenizer, processor.image_processor)
+
+
+# ── One step ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class CellHead(nn.Module):
+    """Names what is centred in each visual token. It exists in training only and is never saved with the model."""
+
+    def __init__(self, model: Qwen2VLForConditionalGeneration):
+        super().__init__()
+        self.linear = nn.Linear(model.config.text_config.hidden_size, NUM_CELL_CLASSES)
+        nn.init.constant_(self.linear.bias, -5.0)  # nearly every class is absent from nearly every cell
+        model.visual.merger.register_forward_hook(self.keep)
+
+    def keep(self, module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        self.seen = output  # (M, C)
+
+    def loss(self, targets: Tensor) -> Tensor:
+        """Binary cross-entropy, summed over the classes, averaged over the cells."""
+        return F.binary_cross_entropy_with_logits(self.linear(self.seen), targets, reduction="sum") / len(targets)
+
+
+def make_optimizers(model: nn.Module, head: nn.Module) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices between hidden states, AdamW for embeddings, the patch embedding, norms, biases, the head."""
+    hidden = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    hidden_ids = {id(p) for p in hidden}
+    rest = [p for p in itertools.chain(model.parameters(), head.parameters()) if id(p) not in hidden_ids]
+    return [
+        torch.optim.Muon(hidden, lr=MUON_RATE, weight_decay=0.02),
+        torch.optim.AdamW(rest, lr=ADAMW_RATE, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+def rate_factor(step: int, progress: float) -> float:
+    """Warm-up by steps, then constant, then linearly to zero over the rest of the time (`progress` 0 to 1)."""
+    return min(1.0, (step + 1) / WARMUP_STEPS, max(0.0, (1 - progress) / (1 - DECAY_FROM)))
+
+
+def exact_by_task(logits: Tensor, labels: Tensor, tasks: list[list[str]]) -> dict[str, list[bool]]:
+    """For each answer, whether every token of it was the likeliest one (given the ones before it)."""
+    right = (logits[:, :-1].argmax(-1) == labels[:, 1:]).tolist()
+    learned = (labels[:, 1:] != -100).tolist()
+    result = defaultdict(list)
+    for row_right, row_learned, row_tasks in zip(right, learned, tasks):
+        runs = [list(run) for is_answer, run in itertools.groupby(range(len(row_learned)), row_learned.__getitem__) if is_answer]
+        for task, run in zip(row_tasks, runs, strict=True):
+            result[task].append(all(row_right[i] for i in run))
+    return result
+
+
+# ── Files: the checkpoint, the training state, the curves ───────────────────────────────────────────────────────────
+
+
+def start_folder(folder: Path) -> Qwen2VLProcessor:
+    """Everything of a checkpoint but the weights: tokenizer, template, picture limits, generation settings."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tokenizer(folder)
+    tokenizer = Qwen2VLTokenizer(folder / "tokenizer.json")
+    ids = tokenizer.special_ids
+    files = {
+        "chat_template.json": {"chat_template": CHAT_TEMPLATE},
+        "preprocessor_config.json": Qwen2VLImageProcessor(min_pixels=4 * 784, max_pixels=256 * 784).to_dict(),
+        "generation_config.json": {
+            "bos_token_id": ids["<|endoftext|>"],
+            "pad_token_id": ids["<|endoftext|>"],
+            "do_sample": True,
+            "eos_token_id": [ids["<|im_end|>"], ids["<|endoftext|>"]],
+            "temperature": 0.01,
+            "top_p": 0.001,
+            "top_k": 1,
+        },
+    }
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return Qwen2VLProcessor.from_pretrained(folder)
+
+
+def draw_curves(table: Path, picture: Path) -> None:
+    """The loss and the share of right answers over time."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    with table.open() as file:
+        lines = list(csv.DictReader(file))
+    minutes = [float(line["minutes"]) for line in lines]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), constrained_layout=True)
+    for name, label in (("loss", "answers (nats a token)"), ("cell_loss", "cell head (nats a cell)")):
+        left.plot(minutes, [float(line[name]) for line in lines], label=label)
+    for task in TASK_WEIGHTS:
+        points = [(m, float(line[task])) for m, line in zip(minutes, lines) if line[task]]
+        right.plot(*zip(*points), label=task) if points else None
+    left.set(yscale="log", xlabel="minutes", title="Training loss")
+    right.set(ylim=(0, 1), xlabel="minutes", title="Answers right on unseen scenes (given the tokens before)")
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    figure.savefig(picture, dpi=110)
+
+
+def train(folder: Path, minutes: float, log_every: int = 50) -> None:
+    """Train until `minutes` have been spent in all; goes on from the state beside `folder` if there is one."""
+    if not hasattr(torch.optim, "Muon"):
+        raise SystemExit("Training needs torch.optim.Muon (torch 2.9 or newer).")
+    work = folder.with_name(folder.name + "_training")
+    work.mkdir(parents=True, exist_ok=True)
+    processor = start_folder(work / "checkpoint")
+    torch.manual_seed(0)
+    model = Qwen2VLForConditionalGeneration(tiny_config(processor.tokenizer))
+    model.generation_config = json.loads((work / "checkpoint" / "generation_config.json").read_text())
+    initialise(model)
+    head = CellHead(model)
+    optimizers = make_optimizers(model, head)
+    step, samples, spent = 0, 0, 0.0  # spent: seconds of training in all runs
+    state_file, table = work / "state.pt", work / "training.csv"
+    if state_file.exists():
+        state = torch.load(state_file, weights_only=True)
+        step, samples, spent = state["step"], state["samples"], state["spent"]
+        for part, saved in zip((model, head, *optimizers), state["parts"], strict=True):
+            part.load_state_dict(saved)
+        print(f"Going on at step {step}, after {spent / 60:.1f} minutes.", flush=True)
+    elif table.exists():
+        table.unlink()
+
+    def save_state() -> None:
+        parts = [part.state_dict() for part in (model, head, *optimizers)]
+        torch.save({"step": step, "samples": samples, "spent": spent, "parts": parts}, work / "state.tmp")
+        os.replace(work / "state.tmp", state_file)
+
+    loader = iter(torch.utils.data.DataLoader(Batches(work / "checkpoint", step), batch_size=None, num_workers=1))
+    columns = ["step", "minutes", "samples", "loss", "cell_loss", *TASK_WEIGHTS]
+    losses, exact, last, last_saved = [], defaultdict(list), time.monotonic(), time.monotonic()
+    while spent < minutes * 60:
+        batch = next(loader)
+        cell_targets, tasks = batch.pop("cell_targets"), batch.pop("tasks")
+        factor = rate_factor(step, spent / (minutes * 60))
+        for optimizer, rate in zip(optimizers, (MUON_RATE, ADAMW_RATE)):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * factor
+        output = model(**batch)
+        cell_loss = head.loss(cell_targets)
+        (output.loss + cell_loss).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        step, samples = step + 1, samples + len(tasks)
+        losses.append((output.loss.item(), cell_loss.item()))
+        for task, results in exact_by_task(output.logits.detach(), batch["labels"], tasks).items():
+            exact[task] += results
+        now = time.monotonic()
+        spent, last = spent + now - last, now
+        if step % log_every == 0:
+            means = [sum(column) / len(losses) for column in zip(*losses)]
+            shares = [round(sum(exact[t]) / len(exact[t]), 4) if exact[t] else "" for t in TASK_WEIGHTS]
+            line = [step, round(spent / 60, 2), samples, *(round(mean, 4) for mean in means), *shares]
+            with table.open("a", newline="") as file:
+                writer = csv.writer(file)
+                if file.tell() == 0:
+                    writer.writerow(columns)
+                writer.writerow(line)
+            print("  ".join(f"{name} {value}" for name, value in zip(columns, line)), flush=True)
+            losses, exact = [], defaultdict(list)
+        if now - last_saved > STATE_EVERY:
+            save_state()
+            last_saved = now
+    save_state()
+    from weights_loader import save
+
+    save(model.to(torch.bfloat16), processor, folder)  # the dtype of the released files
+    shutil.copy(table, folder / "training.csv")
+    draw_curves(table, folder / "training.png")
+    print(f"Wrote {folder} after {step} steps, {samples} pictures, {spent / 60:.1f} minutes.")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("checkpoints/tiny"), help="folder of the checkpoint")
+    parser.add_argument("--minutes", type=float, default=90, help="training time in all, over every run (default 90)")
+    arguments = parser.parse_args()
+    train(arguments.out, arguments.minutes)
+
+
+if __name__ == "__main__":
+    main()
