@@ -19,12 +19,21 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # all others stay closed, with their decoders' bugs
 MAX_IMAGE_PIXELS = 178_956_970  # width × height; decoded to RGB half a gigabyte. Pillow's own hard limit as well
 MAX_BASE64_CHARS = 64 * 2**20  # characters of a data URI: 48 MiB of file
-ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held: 1 is upright, 2 to 8 are not
+ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held: 1 is upright, …
+TURNS = {  # … and these set the others right
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 # ── Pictures ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -50,8 +59,8 @@ def load_image(source, rotate_by_exif: bool = True) -> Image.Image:
         try:
             with path.open("rb") as file:
                 return decode(file, shorten(path), rotate_by_exif)
-        except PermissionError:
-            raise ValueError(f"{shorten(path)} may not be read by this user; change its permissions.") from None
+        except OSError as error:
+            raise ValueError(f"{shorten(path)} cannot be opened ({error.strerror}); check its permissions.") from None
     if isinstance(source, np.ndarray):
         return from_array(source, "An array")
     if hasattr(source, "detach"):  # a torch tensor, without importing torch for it
@@ -60,7 +69,9 @@ def load_image(source, rotate_by_exif: bool = True) -> Image.Image:
         if array.ndim == 3 and array.shape[0] not in (1, 3, 4):
             raise ValueError(f"A tensor of shape {array.shape} is no picture; it should be (3, height, width).")
         return from_array(np.moveaxis(array, 0, -1) if array.ndim == 3 else array, "A tensor")
-    raise ValueError(f"A {type(source).__name__} is no picture; pass a path, bytes, a PIL picture, an array or a tensor.")
+    raise ValueError(
+        f"A {type(source).__name__} is no picture; pass a path, bytes, a PIL picture, an array or a tensor."
+    )
 
 
 def find_file(source: str | os.PathLike) -> Path:
@@ -113,36 +124,184 @@ def decode(file, name: str, rotate_by_exif: bool) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's doubts about metadata are nothing a user could act on
         try:
-            image = Image.open(file, formats=FORMATS)  # reads the header only
+            image = Image.open(file, formats=FORMATS)  # reads the header, no pixels
         except UnidentifiedImageError:
             if not file.seek(0, io.SEEK_END):
                 raise ValueError(f"{name} is empty; get the picture again.") from None
-            raise ValueError(f"{name} is not a picture in a known format; save it as {', '.join(FORMATS)}.") from None
+            formats = ", ".join(FORMATS)
+            raise ValueError(f"{name} is no picture, or none that can be read; save it as one of {formats}.") from None
         except Image.DecompressionBombError:
             raise ValueError(too_large(name)) from None
-        except Exception as error:  # decoders of broken files raise whatever comes
-            raise ValueError(f"{name} is damaged ({reason(error)}); get the picture again.") from None
-    return upright_rgb(image, name, rotate_by_exif)
+        except Exception as error:  # decoders of damaged files raise whatever comes
+            raise ValueError(damaged(name, error)) from None
+    picture = upright_rgb(image, name, rotate_by_exif)
+    return picture.copy() if picture is image else picture  # a copy has no ties to the file, which is about to close
 
 
 def upright_rgb(image: Image.Image, name: str, rotate_by_exif: bool) -> Image.Image:
     """A PIL picture, perhaps not decoded yet → RGB, turned as its EXIF says."""
-    if 0 in image.size:
-        raise ValueError(f"{name} has no pixels ({image.width}×{image.height}); pass another.")
-    if image.width * image.height > MAX_IMAGE_PIXELS:
-        raise ValueError(too_large(name, f"{image.width}×{image.height} = {image.width * image.height:,}"))
+    check_size(image.width, image.height, name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             image.load()  # a file that was cut off fails here
-            turned = image.getexif().get(ORIENTATION, 1) in range(2, 9)
-            rgb = to_rgb(image, name)
-            if turned and rotate_by_exif:
-                rgb = to_rgb(ImageOps.exif_transpose(image), name)
-            elif turned:  # without the tag, or the next reader would turn it after all
-                rgb = Image.fromarray(np.asarray(rgb))
-            return rgb
-        except PictureError:
-            raise
         except Exception as error:
-            raise ValueError(f"{name} is cut off or damaged ({reason(error)}); get the picture again.") from None
+            raise ValueError(damaged(name, error)) from None
+        try:
+            turn = TURNS.get(image.getexif().get(ORIENTATION))
+        except Exception:  # EXIF that cannot be read says nothing about the pixels
+            turn = None
+        rgb = to_rgb(image, name)
+    if turn is not None:
+        # from bare pixels, so that the tag is gone: the next one to load this picture must not turn it (again)
+        rgb = Image.fromarray(np.array(rgb.transpose(turn) if rotate_by_exif else rgb))
+    return rgb
+
+
+def to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """Any mode → RGB: what is transparent shows white, and what has more than 8 bits a channel is scaled, not cut."""
+    if image.mode[0] in "IF":  # "I;16…", "I" (in which Pillow hands out other 16-bit files) and floats
+        values = np.asarray(image)
+        # what white is in floats no file says, but 1, 255 and 65535 are the habits
+        for top in (1, 255, 65535) if image.mode == "F" else (65535,):
+            if values.max() <= top:
+                return Image.fromarray(to_bytes(values, top)).convert("RGB")
+        raise ValueError(f"{name} has values up to {values.max():g}, beyond 65535; bring them to 0..1 first.")
+    try:
+        if not image.has_transparency_data:
+            return image if image.mode == "RGB" else image.convert("RGB")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    except ValueError:  # La (grey, alpha multiplied in), for example
+        raise ValueError(f"{name} has the colour mode {image.mode}, which cannot become RGB; save it as RGB.") from None
+
+
+def to_bytes(values: np.ndarray, top: float) -> np.ndarray:
+    """Values from 0 (black) to `top` (white) → uint8, rounded to the nearest."""
+    return np.rint(np.clip(values.astype(np.float32), 0, top) * np.float32(255 / top)).astype(np.uint8)
+
+
+def from_array(array: np.ndarray, name: str) -> Image.Image:
+    """(height, width[, 1, 3 or 4]) of uint8, uint16 or floats 0..1 → RGB."""
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if array.ndim != 2 and (array.ndim != 3 or array.shape[2] not in (3, 4)):
+        raise ValueError(f"{name} of shape {array.shape} is no picture; it should be (height, width, 3).")
+    check_size(array.shape[1], array.shape[0], name)
+    if array.dtype == np.uint16:
+        array = to_bytes(array, 65535)
+    elif array.dtype.kind == "f":
+        if not (array.min() >= 0 and array.max() <= 1):  # so written, NaN is refused too
+            raise ValueError(
+                f"{name} of floats must hold 0..1, not {array.min():g}..{array.max():g}; scale or clip it."
+            )
+        array = to_bytes(array, 1)
+    elif array.dtype != np.uint8:
+        raise ValueError(f"{name} of {array.dtype} is no picture; convert it to uint8, or to floats from 0 to 1.")
+    return to_rgb(Image.fromarray(np.ascontiguousarray(array)), name)
+
+
+def check_size(width: int, height: int, name: str) -> None:
+    """Refuse what has no pixels, and what has too many before anything is decoded."""
+    if width < 1 or height < 1:
+        raise ValueError(f"{name} has no pixels ({width}×{height}); pass another.")
+    if width * height > MAX_IMAGE_PIXELS:
+        raise ValueError(too_large(f"{name} ({width}×{height})"))
+
+
+def too_large(name: str) -> str:
+    return f"{name} has more pixels than the limit of {MAX_IMAGE_PIXELS:,}; make it smaller first."
+
+
+def damaged(name: str, error: Exception) -> str:
+    reason = shorten(error).rstrip(".") if str(error) else type(error).__name__
+    return f"{name} is cut off or damaged ({reason}); get the picture again."
+
+
+# ── Boxes ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# Qwen2-VL points at things with <|object_ref_start|>name<|object_ref_end|><|box_start|>(x1,y1),(x2,y2)<|box_end|>,
+# in thousandths of the picture's width and height. Decode with skip_special_tokens=False, or the markers are gone.
+
+BOX_SCALE = 1000
+MARKED = re.compile(
+    r"<\|object_ref_start\|>(?P<name>(?:(?!<\|).)*)<\|object_ref_end\|>|<\|box_start\|>(?P<box>[^<]*)<\|box_end\|>",
+    re.DOTALL,
+)
+NUMBER = r"\s*(-?[0-9]+(?:\.[0-9]+)?)\s*"
+CORNERS = re.compile(rf"\s*\({NUMBER},{NUMBER}\)\s*,\s*\({NUMBER},{NUMBER}\)\s*")
+
+
+@dataclass
+class Box:
+    """A named rectangle in pixels of the picture: (x1, y1) is its top left, (x2, y2) its bottom right."""
+
+    name: str
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+
+
+def parse_boxes(text: str, width: int, height: int) -> list[Box]:
+    """The boxes in a model's raw answer, in pixels of a picture of width × height.
+
+    A name holds for all boxes that follow it directly; a box without one is named "". Malformed boxes are skipped.
+
+    >>> parse_boxes("<|object_ref_start|>cat<|object_ref_end|><|box_start|>(0,250),(500,1000)<|box_end|>", 640, 480)
+    [Box(name='cat', x1=0.0, y1=120.0, x2=320.0, y2=480.0)]
+    """
+    if width < 1 or height < 1:
+        raise ValueError(f"Boxes need the size of their picture in pixels, not {width}×{height}.")
+    boxes, name, end = [], "", 0
+    for match in MARKED.finditer(text):
+        if text[end : match.start()].strip(" \t\r\n,;"):  # other words came between: the name before them is used up
+            name = ""
+        end = match.end()
+        if match["box"] is None:
+            name = match["name"].strip()
+        elif corners := CORNERS.fullmatch(match["box"]):
+            x1, y1, x2, y2 = (min(max(float(number), 0), BOX_SCALE) / BOX_SCALE for number in corners.groups())
+            (x1, x2), (y1, y2) = sorted((x1, x2)), sorted((y1, y2))
+            boxes.append(Box(name, x1 * width, y1 * height, x2 * width, y2 * height))
+    return boxes
+
+
+def draw_boxes(image, boxes: list[Box]) -> Image.Image:
+    """A copy of the picture (anything `load_image` takes) with the boxes and their names drawn on it.
+
+    Names are written with Pillow's own font, which has Latin letters only.
+    """
+    image = load_image(image).copy()
+    draw = ImageDraw.Draw(image)
+    shorter = min(image.size)
+    line, font = max(2, round(shorter / 150)), ImageFont.load_default(max(10, round(shorter / 25)))  # pixels
+    tags, placed = [], []
+    for number, box in enumerate(boxes):
+        # steps of the golden ratio around the colour circle never come back to the same hue
+        colour = tuple(round(255 * part) for part in colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.9, 1.0))
+        left, right = sorted(min(max(round(x), 0), image.width) for x in (box.x1, box.x2))
+        top, bottom = sorted(min(max(round(y), 0), image.height) for y in (box.y1, box.y2))
+        right, bottom = max(right - 1, left), max(bottom - 1, top)  # Pillow draws the last pixel too
+        draw.rectangle(
+            (left, top, right, bottom), outline="black", width=line + (line + 2) // 3
+        )  # visible on its own colour
+        draw.rectangle((left, top, right, bottom), outline=colour, width=line)
+        if label := " ".join(box.name.split())[:100]:
+            while len(label) > 1 and font.getlength(label) + 2 * line > image.width:
+                label = label[:-2] + "…"
+            tags.append((label, left, top, colour))
+    for label, left, top, colour in tags:  # after all lines, so that none crosses a name
+        _, up, _, down = font.getbbox("Ág")
+        wide, tall = round(font.getlength(label)) + 2 * line + 2, down - up + 2 * line
+        x = max(0, min(left, image.width - wide))
+        y = top - tall if top >= tall else min(top, max(0, image.height - tall))  # above the box if there is room
+        while y + 2 * tall <= image.height and any(
+            abs(y - b) < tall and x < a + w and a < x + wide for a, b, w in placed
+        ):
+            y += tall  # below a name that is there already
+        placed.append((x, y, wide))
+        draw.rectangle((x, y, x + wide - 1, y + tall - 1), fill=colour, outline="black")
+        red, green, blue = colour
+        ink = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 128 else "white"
+        draw.text((x + line + 1, y + line - up), label, fill=ink, font=font)
+    return image

@@ -17,7 +17,6 @@ Run it:  python qwen2vl_mini.py --image assets/scene.png --prompt "Describe this
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import sys
@@ -35,7 +34,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 
-from media_loader import draw_boxes, load_image, parse_boxes  # noqa: F401  (part of the public names)
+import weights_loader
+from media_loader import draw_boxes, load_image, parse_boxes  # noqa: F401  (two of them only to be found here)
+from sampling import NEUTRAL, choose, sampling_settings
 
 # ── 1 · Configurations ────────────────────────────────────────────────────────────────────────────────────────────
 # Official: configuration_qwen2_vl.py. The defaults are the 2B model; the table of all sizes is in the paper, section 2.
@@ -88,74 +89,19 @@ class Qwen2VLConfig:
     vision_end_token_id: int = 151653
 
     @classmethod
-    def from_dict(cls, d: dict) -> Qwen2VLConfig:
-        """From the content of a config.json: *flat*, as released (text fields at the root), or with a `text_config`."""
-        if d.get("model_type", "qwen2_vl") != "qwen2_vl":
-            raise ValueError(f"config.json describes a {d['model_type']!r} model; this project runs 'qwen2_vl' only.")
-        text = {**d, **(d.get("text_config") or {})}
-        rope = {**(text.get("rope_scaling") or {}), **(text.get("rope_parameters") or {})}
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        unsupported = {
-            "rope type": kind if kind not in ("default", "mrope") else None,
-            "use_sliding_window": text.get("use_sliding_window") or None,
-            "quantization_config": d.get("quantization_config"),
-        }
-        for name, value in unsupported.items():
-            if value is not None:
-                raise ValueError(f"config.json asks for {name} = {value!r}, which no released Qwen2-VL uses and we lack.")
-        # M-RoPE goes by the presence of `mrope_section`, never by a type name: the name changed between releases.
-        text["mrope_section"] = rope.get("mrope_section")
-        text["rope_theta"] = rope.get("rope_theta", text.get("rope_theta", 1e6))
-        text["tie_word_embeddings"] = bool(d.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
-        pick = lambda kind, values: {f.name: values[f.name] for f in fields(kind) if f.name in values}  # noqa: E731
-        ids = {name: d[name] for name in cls.__annotations__ if name.endswith("_id") and name in d}
-        config = cls(
-            Qwen2VLTextConfig(**pick(Qwen2VLTextConfig, text)),
-            Qwen2VLVisionConfig(**pick(Qwen2VLVisionConfig, d.get("vision_config") or {})),
-            **ids,
-        )
-        config._check()
-        return config
+    def from_dict(cls, content: dict) -> Qwen2VLConfig:
+        """From the content of a config.json, in the released flat layout or the newer nested one."""
+        return weights_loader.config_from_dict(content)
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> Qwen2VLConfig:
         """From a checkpoint's folder or its config.json."""
         path = Path(path)
-        return cls.from_dict(read_json(path / "config.json" if path.is_dir() else path))
+        return cls.from_dict(weights_loader.read_json(path / "config.json" if path.is_dir() else path))
 
     def to_dict(self) -> dict:
         """The content of a config.json in the released, flat layout."""
-        d = {"architectures": ["Qwen2VLForConditionalGeneration"], "model_type": "qwen2_vl", "hidden_act": "silu"}
-        d |= asdict(self.text_config) | {k: v for k, v in asdict(self).items() if k.endswith("_id")}
-        if section := d.pop("mrope_section"):
-            d["rope_scaling"] = {"type": "mrope", "mrope_section": list(section)}
-        vision = {"model_type": "qwen2_vl", "hidden_act": "quick_gelu", "in_chans": 3}
-        return d | {"vision_config": vision | asdict(self.vision_config)}
-
-    def _check(self) -> None:
-        text, vision = self.text_config, self.vision_config
-        for what, whole, part in (
-            ("hidden_size / num_attention_heads", text.hidden_size, text.num_attention_heads),
-            ("num_attention_heads / num_key_value_heads", text.num_attention_heads, text.num_key_value_heads),
-            ("vision embed_dim / (4 * num_heads)", vision.embed_dim, 4 * vision.num_heads),
-        ):
-            if part <= 0 or whole % part:
-                raise ValueError(f"config.json: {what} = {whole} / {part} is not a whole number.")
-        if text.mrope_section and sum(text.mrope_section) * 2 != text.head_dim:
-            raise ValueError(f"config.json: mrope_section {text.mrope_section} must add up to {text.head_dim // 2}.")
-        if vision.hidden_size != text.hidden_size:
-            raise ValueError(f"config.json: the merger's {vision.hidden_size} ≠ the decoder's {text.hidden_size}.")
-
-
-def read_json(path: Path) -> dict:
-    """A JSON object from a file; errors name the file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}).") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} should hold a JSON object, not a {type(content).__name__}.")
-    return content
+        return weights_loader.config_to_dict(self)
 
 
 # ── 2 · Pixels → patches ──────────────────────────────────────────────────────────────────────────────────────────
@@ -164,17 +110,12 @@ def read_json(path: Path) -> dict:
 
 MIN_PIXELS, MAX_PIXELS = 4 * 28 * 28, 1280 * 28 * 28  # pixels; defaults when a checkpoint says nothing
 MAX_RATIO = 200  # longer side / shorter side
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of RGB in 0..1
 
 
 def smart_resize(
     height: int, width: int, factor: int = 28, min_pixels: int = MIN_PIXELS, max_pixels: int = MAX_PIXELS
 ) -> tuple[int, int]:
-    """The size a picture is resized to: sides are multiples of `factor`, the area within the limits, the shape kept.
-
-    >>> smart_resize(720, 1280)
-    (728, 1288)
-    """
+    """The size a picture is resized to: sides are multiples of `factor`, the area within the limits, the shape kept."""
     if min(height, width) < 1:
         raise ValueError(f"A picture of {width}×{height} pixels has nothing in it.")
     if min_pixels > max_pixels:
@@ -204,13 +145,13 @@ def patchify(
     each other, so that the merger can later join them by a plain reshape. A last odd frame is repeated; a still
     picture is one frame, seen twice.
     """
-    if missing := -len(frames) % temporal_patch_size:
+    f, p, m = temporal_patch_size, patch_size, merge_size
+    if missing := -len(frames) % f:
         frames = torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)])
     T, channels, height, width = frames.shape
-    t, h, w = T // temporal_patch_size, height // patch_size, width // patch_size
-    x = frames.reshape(  # every axis split into (which patch, where inside it), the spatial ones by window too
-        t, temporal_patch_size, channels, h // merge_size, merge_size, patch_size, w // merge_size, merge_size, patch_size
-    )
+    t, h, w = T // f, height // p, width // p
+    # every axis is split into (which patch, where inside it), the two spatial ones by window as well
+    x = frames.reshape(t, f, channels, h // m, m, p, w // m, m, p)
     x = x.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)  # (t, h/2, w/2, 2, 2 | 3, 2, 14, 14): which patch | its content
     return x.reshape(t * h * w, -1), (t, h, w)
 
@@ -219,57 +160,46 @@ def unpatchify(
     patches: Tensor, grid: tuple[int, int, int], patch_size: int = 14, temporal_patch_size: int = 2, merge_size: int = 2
 ) -> Tensor:
     """The inverse of `patchify`: patches (N, 1176) → frames (T, 3, height, width)."""
-    t, h, w = grid
-    x = patches.reshape(
-        t, h // merge_size, w // merge_size, merge_size, merge_size, -1, temporal_patch_size, patch_size, patch_size
-    )
+    (t, h, w), f, p, m = grid, temporal_patch_size, patch_size, merge_size
+    x = patches.reshape(t, h // m, w // m, m, m, -1, f, p, p)
     x = x.permute(0, 6, 5, 1, 3, 7, 2, 4, 8)  # (t, 2, 3, h/2, 2, 14, w/2, 2, 14)
-    return x.reshape(t * temporal_patch_size, -1, h * patch_size, w * patch_size)
+    return x.reshape(t * f, -1, h * p, w * p)
 
 
+@dataclass
 class Qwen2VLImageProcessor:
-    """Pictures → the rows of `pixel_values`, each at its own size.
+    """Pictures → the rows of `pixel_values`, each picture at its own size.
 
     `min_pixels` and `max_pixels` limit the *area* in pixels; one token is 28×28 of them. `resample` is "pillow"
     (bit-equal to transformers' PIL processor and qwen-vl-utils) or "torch" (bit-equal to its torchvision processor).
     """
 
-    def __init__(
-        self,
-        min_pixels: int | None = None,
-        max_pixels: int | None = None,
-        resample: str = "pillow",
-        patch_size: int = 14,
-        temporal_patch_size: int = 2,
-        merge_size: int = 2,
-        image_mean: tuple = CLIP_MEAN,
-        image_std: tuple = CLIP_STD,
-    ):
-        if resample not in ("pillow", "torch"):
-            raise ValueError(f"resample={resample!r} is unknown; use 'pillow' or 'torch'.")
-        self.min_pixels, self.max_pixels = min_pixels or MIN_PIXELS, max_pixels or MAX_PIXELS
-        self.resample = resample
-        self.patch_size, self.temporal_patch_size, self.merge_size = patch_size, temporal_patch_size, merge_size
-        self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
+    min_pixels: int = MIN_PIXELS
+    max_pixels: int = MAX_PIXELS
+    resample: str = "pillow"
+    patch_size: int = 14
+    temporal_patch_size: int = 2
+    merge_size: int = 2
+    image_mean: tuple = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, of RGB in 0..1
+    image_std: tuple = (0.26862954, 0.26130258, 0.27577711)
+
+    def __post_init__(self):
+        if self.resample not in ("pillow", "torch"):
+            raise ValueError(f"resample={self.resample!r} is unknown; use 'pillow' or 'torch'.")
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **overrides) -> Qwen2VLImageProcessor:
         """From a checkpoint's preprocessor_config.json; `overrides` (for example `max_pixels`) win over the file."""
-        import weights_loader
-
-        d = read_json(weights_loader.find_checkpoint(name) / "preprocessor_config.json")
+        d = weights_loader.read_json(weights_loader.find_checkpoint(name) / "preprocessor_config.json")
         size = d.get("size") or {}  # newer files call the two *areas* "edges"
-        found = {"min_pixels": size.get("shortest_edge"), "max_pixels": size.get("longest_edge")}
-        names = ("min_pixels", "max_pixels", "patch_size", "temporal_patch_size", "merge_size", "image_mean", "image_std")
-        found |= {name: d[name] for name in names if d.get(name) is not None}
-        return cls(**found | {k: v for k, v in overrides.items() if v is not None})
+        d = {"min_pixels": size.get("shortest_edge"), "max_pixels": size.get("longest_edge")} | d
+        known = {f.name: d[f.name] for f in fields(cls) if d.get(f.name) and f.name != "resample"}
+        return cls(**known | {name: value for name, value in overrides.items() if value is not None})
 
     def to_dict(self) -> dict:
         """The content of a preprocessor_config.json."""
-        names = ("min_pixels", "max_pixels", "patch_size", "temporal_patch_size", "merge_size")
-        d = {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2VLProcessor"}
-        d |= {name: getattr(self, name) for name in names}
-        return d | {"image_mean": list(self.image_mean), "image_std": list(self.image_std)}
+        d = {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2VLProcessor"} | asdict(self)
+        return {name: value for name, value in d.items() if name != "resample"}  # there, it is a number of Pillow's
 
     def target_size(self, height: int, width: int, min_pixels=None, max_pixels=None) -> tuple[int, int]:
         """The (height, width) in pixels that the tower will see."""
@@ -277,57 +207,51 @@ class Qwen2VLImageProcessor:
         return smart_resize(height, width, factor, min_pixels or self.min_pixels, max_pixels or self.max_pixels)
 
     def num_image_tokens(self, height: int, width: int, min_pixels=None, max_pixels=None) -> int:
-        """What a picture costs in tokens, without touching a pixel (the two vision markers not counted)."""
+        """What a picture costs in tokens, without touching a pixel (its two vision markers not counted)."""
         new_height, new_width = self.target_size(height, width, min_pixels, max_pixels)
         return new_height * new_width // (self.patch_size * self.merge_size) ** 2
 
     def preprocess(self, images, min_pixels: int | None = None, max_pixels: int | None = None) -> BatchFeature:
         """One picture or a list → `pixel_values` (N, 1176) float32 and `image_grid_thw` (pictures, 3)."""
-        rows, grids = [], []
-        for image in images if isinstance(images, list | tuple) else [images]:
-            image = load_image(image)
-            size = self.target_size(image.height, image.width, min_pixels, max_pixels)
-            patches, grid = self.patches_of(image, size)
-            rows.append(patches)
-            grids.append(grid)
-        return BatchFeature(pixel_values=torch.cat(rows), image_grid_thw=torch.tensor(grids))
+        images = [load_image(image) for image in (images if isinstance(images, list | tuple) else [images])]
+        sizes = [self.target_size(image.height, image.width, min_pixels, max_pixels) for image in images]
+        patches, grids = zip(*map(self.patches_of, images, sizes))
+        return BatchFeature(pixel_values=torch.cat(patches), image_grid_thw=torch.tensor(grids))
 
     __call__ = preprocess
 
     def patches_of(self, image: Image.Image, size: tuple[int, int]) -> tuple[Tensor, tuple[int, int, int]]:
         """One RGB picture → its patches at `size` (height, width). It is resized exactly once, here, on whole bytes."""
-        mean, std = torch.tensor(self.image_mean), torch.tensor(self.image_std)
+        mean, std = torch.tensor(self.image_mean)[:, None, None], torch.tensor(self.image_std)[:, None, None]
         if self.resample == "pillow":
             pixels = np.array(image.resize((size[1], size[0]), Image.Resampling.BICUBIC))  # (height, width, 3) bytes
             scaled = (torch.from_numpy(pixels).double() * (1 / 255)).float().movedim(2, 0)  # (3, height, width)
         else:
             pixels = torch.from_numpy(np.array(image)).movedim(2, 0)[None]  # (1, 3, height, width) bytes
-            if size != (image.height, image.width):
-                pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True)
-            # torchvision's processor folds the 1/255 into mean and std; the last bit depends on it
-            scaled, mean, std = pixels[0].float(), mean * (1 / (1 / 255)), std * (1 / (1 / 255))
-        normalised = (scaled - mean[:, None, None]) / std[:, None, None]
-        return patchify(normalised[None], self.patch_size, self.temporal_patch_size, self.merge_size)
+            scaled = F.interpolate(pixels, size, mode="bicubic", antialias=True)[0].float()
+            # torchvision's processor folds the 1/255 into mean and std instead; the last bit depends on it
+            mean, std = mean * (1 / (1 / 255)), std * (1 / (1 / 255))
+        frame = ((scaled - mean) / std)[None]  # (1, 3, height, width)
+        return patchify(frame, self.patch_size, self.temporal_patch_size, self.merge_size)
 
 
+@dataclass
 class Qwen2VLImageProcessorFast(Qwen2VLImageProcessor):
     """The same with the resampling of transformers' default ("fast") processor."""
 
-    def __init__(self, *args, resample: str = "torch", **kwargs):
-        super().__init__(*args, resample=resample, **kwargs)
+    resample: str = "torch"
 
 
 class BatchFeature(dict):
     """A dict of tensors: `inputs.input_ids` is `inputs["input_ids"]`, and `.to(device)` moves all of them."""
 
     def __getattr__(self, name: str):
-        try:
+        if name in self:
             return self[name]
-        except KeyError:
-            raise AttributeError(name) from None
+        raise AttributeError(name)
 
     def to(self, device) -> BatchFeature:
-        return BatchFeature({k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.items()})
+        return BatchFeature({name: tensor.to(device) for name, tensor in self.items()})
 
 
 # ── 3 · Words: tokenizer, chat template, processor ────────────────────────────────────────────────────────────────
@@ -339,7 +263,7 @@ class Special(str):
 
 
 class Qwen2VLTokenizer:
-    """Byte-level BPE from a checkpoint's tokenizer.json. Text stays text: special tokens come from `special_ids` only."""
+    """Byte-level BPE from a checkpoint's tokenizer.json. A text stays text: control tokens come as `Special` only."""
 
     def __init__(self, file: str | Path):
         try:
@@ -347,30 +271,27 @@ class Qwen2VLTokenizer:
         except Exception as error:  # the library raises bare Exceptions
             raise ValueError(f"{file} is not a readable tokenizer.json ({error}).") from None
         self.bpe.encode_special_tokens = True  # "<|im_end|>" in a text is ten characters, not the end of a turn
-        added = self.bpe.get_added_tokens_decoder()
-        self.special_ids = {token.content: i for i, token in added.items() if token.special}
+        self.special_ids = {t.content: i for i, t in self.bpe.get_added_tokens_decoder().items() if t.special}
         self.pad_token_id = self.special_ids["<|endoftext|>"]
-        self._special_pattern = re.compile("(" + "|".join(map(re.escape, self.special_ids)) + ")")
 
     def split(self, text: str) -> list[str]:
-        """A rendered prompt → its pieces, the special tokens marked as such. For text you trust only."""
-        pieces = [piece for piece in self._special_pattern.split(text) if piece]
+        """A text you trust → its pieces, with every special token in it marked as such."""
+        pieces = re.split("(" + "|".join(map(re.escape, self.special_ids)) + ")", text)
         return [Special(piece) if piece in self.special_ids else piece for piece in pieces]
 
     def encode(self, pieces: list[str] | str) -> list[int]:
         """Pieces → ids. Neighbouring texts are joined first, since BPE may merge across their border."""
         ids = []
-        for is_special, run in groupby([pieces] if isinstance(pieces, str) else pieces, lambda p: type(p) is Special):
-            if is_special:
+        for kind, run in groupby([pieces] if isinstance(pieces, str) else pieces, type):
+            if kind is Special:
                 ids += [self.special_ids[piece] for piece in run]
             else:
                 ids += self.bpe.encode("".join(run), add_special_tokens=False).ids
         return ids
 
     def decode(self, ids, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool = False) -> str:
-        """Ids → text. (`clean_up_tokenization_spaces` is accepted as in the official calls; it has nothing to do here.)"""
-        ids = ids.tolist() if isinstance(ids, Tensor) else list(ids)
-        return self.bpe.decode(ids, skip_special_tokens=skip_special_tokens)
+        """Ids → text. (The official call's `clean_up_tokenization_spaces` is accepted; BPE has no use for it.)"""
+        return self.bpe.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
 
     def batch_decode(self, rows, **options) -> list[str]:
         """One text for each row of ids."""
@@ -384,16 +305,16 @@ def media_kind(item: dict) -> str | None:
     return "video" if item.get("type") == "video" or "video" in item else None
 
 
-def render_chat(conversation: list[dict], add_generation_prompt: bool = False, add_vision_id: bool = False) -> list[str]:
+def render_chat(conversation: list, add_generation_prompt: bool = False, add_vision_id: bool = False) -> list[str]:
     """Messages → the pieces of the prompt; `"".join` of them is the official template's rendering, to the letter."""
     start, end = Special("<|im_start|>"), Special("<|im_end|>")
     label, counts = {"image": "Picture", "video": "Video"}, {"image": 0, "video": 0}
     pieces = []
     if conversation and conversation[0].get("role") != "system":
         conversation = [{"role": "system", "content": "You are a helpful assistant."}, *conversation]
-    for number, message in enumerate(conversation, 1):
-        if not isinstance(message, dict) or "role" not in message or "content" not in message:
-            raise ValueError(f"Message {number} needs a 'role' and a 'content', for example role 'user'.")
+    for message in conversation:
+        if "role" not in message or "content" not in message:
+            raise ValueError(f"A message needs a 'role' and a 'content', but this one has {sorted(message)}.")
         pieces += [start, f"{message['role']}\n"]
         content = message["content"]
         for item in [{"text": content}] if isinstance(content, str) else content:
@@ -407,120 +328,98 @@ def render_chat(conversation: list[dict], add_generation_prompt: bool = False, a
     return pieces + ([start, "assistant\n"] if add_generation_prompt else [])
 
 
+@dataclass
 class Qwen2VLProcessor:
     """Conversations with pictures → the tensors that the model takes, and ids → text."""
 
-    def __init__(self, image_processor: Qwen2VLImageProcessor, tokenizer: Qwen2VLTokenizer, chat_template: str | None = None):
-        self.image_processor, self.tokenizer, self.chat_template = image_processor, tokenizer, chat_template
+    image_processor: Qwen2VLImageProcessor
+    tokenizer: Qwen2VLTokenizer
+    chat_template: str | None = None
+
+    def __post_init__(self):
+        self.decode, self.batch_decode = self.tokenizer.decode, self.tokenizer.batch_decode
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **image_options) -> Qwen2VLProcessor:
-        """From a folder, "tiny" or a Hub id; options such as `min_pixels` and `max_pixels` win over the checkpoint's."""
-        import weights_loader
-
+        """From a folder, "tiny" or a Hub id; options such as `max_pixels` win over the checkpoint's."""
         folder = weights_loader.find_checkpoint(name)
-        template = next((p for p in (folder / "chat_template.json", folder / "tokenizer_config.json") if p.exists()), None)
-        template = read_json(template).get("chat_template") if template else None
-        if (jinja := folder / "chat_template.jinja").exists():  # where recent transformers saves it
-            template = jinja.read_text(encoding="utf-8")
         image_processor = Qwen2VLImageProcessor.from_pretrained(folder, **image_options)
-        return cls(image_processor, Qwen2VLTokenizer(folder / "tokenizer.json"), template)
+        tokenizer = Qwen2VLTokenizer(folder / "tokenizer.json")
+        return cls(image_processor, tokenizer, weights_loader.read_chat_template(folder))
 
     def apply_chat_template(
         self,
-        conversation: list,
-        tokenize: bool = False,
-        add_generation_prompt: bool = False,
-        add_vision_id: bool = False,
-        return_dict: bool = False,
-        return_tensors: str = "pt",
-        padding: bool = True,
-        **limits,
+        conversation,
+        tokenize=False,
+        add_generation_prompt=False,
+        add_vision_id=False,
+        return_dict=False,
+        **kwargs,
     ):
-        """One conversation or a list of them → the prompt text (`tokenize=False`), its ids, or the model's inputs.
+        """One conversation or a list of them → the prompt's text (`tokenize=False`), its ids, or the model's inputs.
 
-        Pictures are taken from the items' `image` (a path, PIL picture, array …); an item may carry its own limits,
-        `min_pixels`, `max_pixels` or `resized_height` with `resized_width` (pixels). Text is safe: special tokens
-        in it stay text. `limits`: `min_pixels` and `max_pixels` of this call.
+        Pictures are what stands in the items' `image` (a path, PIL picture, array …); an item may carry limits of its
+        own: `min_pixels`, `max_pixels`, or `resized_height` with `resized_width` (pixels). Text is safe: special tokens
+        in it stay text. `kwargs`: `min_pixels`, `max_pixels` of this call, `padding`, `return_tensors`.
         """
-        if self.chat_template is None or "<|im_start|>" not in self.chat_template:
-            raise ValueError("This checkpoint has no chat template (a base model?): write the prompt with processor(text=…).")
+        if "<|im_start|>" not in (self.chat_template or ""):
+            raise ValueError(
+                "No chat template in this checkpoint (a base model?): write a prompt for processor(text=…)."
+            )
         single = not conversation or isinstance(conversation[0], dict)
         conversations = [conversation] if single else conversation
         prompts = [render_chat(messages, add_generation_prompt, add_vision_id) for messages in conversations]
         if not tokenize:
             texts = ["".join(pieces) for pieces in prompts]
             return texts[0] if single else texts
-        media = [
-            item | limits | {k: v for k, v in item.items() if v is not None}
-            for messages in conversations
-            for message in messages
-            if not isinstance(message["content"], str)
-            for item in message["content"]
-            if media_kind(item)
-        ]
-        inputs = self._assemble(prompts, media, padding, return_tensors)
+        lists = [m["content"] for messages in conversations for m in messages if not isinstance(m["content"], str)]
+        items = [item for content in lists for item in content if media_kind(item)]
+        inputs = self._assemble(prompts, items, **kwargs)
         return inputs if return_dict else inputs["input_ids"]
 
-    def __call__(
-        self, images=None, text=None, padding: bool = True, return_tensors: str = "pt", **limits
-    ) -> BatchFeature:
+    def __call__(self, images=None, text=None, **options) -> BatchFeature:
         """Rendered prompts (str or list) and their pictures, in order → the model's inputs.
 
         Special tokens in `text` count as such, whoever wrote them; for text you do not trust, use
         `apply_chat_template(…, tokenize=True)`.
         """
         if text is None:
-            return self.image_processor.preprocess(images, **limits)
-        images = [] if images is None else images if isinstance(images, list | tuple) else [images]
-        flat = [image for entry in images for image in (entry if isinstance(entry, list | tuple) else [entry])]
+            return self.image_processor.preprocess(images, **options)
         prompts = [self.tokenizer.split(prompt) for prompt in ([text] if isinstance(text, str) else text)]
-        return self._assemble(prompts, [{"image": image} | limits for image in flat], padding, return_tensors)
+        images = images if isinstance(images, list | tuple) else [] if images is None else [images]
+        flat = [image for entry in images for image in (entry if isinstance(entry, list | tuple) else [entry])]
+        return self._assemble(prompts, [{"image": image} for image in flat], **options)
 
-    def _assemble(self, prompts: list[list[str]], media: list[dict], padding: bool, return_tensors: str) -> BatchFeature:
-        """Pieces and media items → ids with one <|image_pad|> for each 28×28 cell, padded on the left."""
+    def _assemble(self, prompts, items, padding=True, return_tensors="pt", min_pixels=None, max_pixels=None):
+        """Pieces of B prompts and their media items → padded ids, with one <|image_pad|> for each 28×28 cell."""
         if return_tensors != "pt":
             raise ValueError(f"return_tensors={return_tensors!r} is not supported; inputs are torch tensors ('pt').")
-        pictures = [self._patches_of_item(item) for item in media]
-        wanted = sum(piece == "<|image_pad|>" for pieces in prompts for piece in pieces if type(piece) is Special)
-        if wanted != len(pictures):
-            raise ValueError(f"The text has {wanted} <|image_pad|> but {len(pictures)} pictures were given.")
-        grids = iter([grid for _, grid in pictures])
-        rows = []
-        for pieces in prompts:
-            expanded = []
-            for piece in pieces:
-                is_image = type(piece) is Special and piece == "<|image_pad|>"
-                copies = math.prod(next(grids)) // self.image_processor.merge_size**2 if is_image else 1
-                expanded += [piece] * copies
-            rows.append(self.tokenizer.encode(expanded))
-        longest = max(map(len, rows))
-        if not padding and any(len(row) != longest for row in rows):
+        patches, grids = [], []
+        for item in items:
+            if media_kind(item) == "video":
+                raise ValueError("Videos cannot be read yet; pass pictures.")
+            image = load_image(item["image"] if "image" in item else item.get("image_url"))
+            limits = item.get("min_pixels") or min_pixels, item.get("max_pixels") or max_pixels
+            size = item.get("resized_height") or image.height, item.get("resized_width") or image.width
+            rows, grid = self.image_processor.patches_of(image, self.image_processor.target_size(*size, *limits))
+            patches.append(rows)
+            grids.append(grid)
+        image_id = self.tokenizer.special_ids["<|image_pad|>"]
+        prompts = [self.tokenizer.encode(pieces) for pieces in prompts]
+        if (wanted := sum(ids.count(image_id) for ids in prompts)) != len(grids):
+            raise ValueError(f"The text has {wanted} <|image_pad|> but {len(grids)} pictures were given.")
+        costs = iter(math.prod(grid) // self.image_processor.merge_size**2 for grid in grids)  # tokens of each picture
+        prompts = [[i for id in ids for i in [id] * (next(costs) if id == image_id else 1)] for ids in prompts]
+        longest = max(map(len, prompts))
+        if not padding and any(len(ids) != longest for ids in prompts):
             raise ValueError("Prompts of different lengths need padding=True to become one tensor.")
-        # Left, whatever the tokenizer's file says: new tokens must follow the prompt, not its padding.
-        pads = [longest - len(row) for row in rows]
-        inputs = BatchFeature(
-            input_ids=torch.tensor([[self.tokenizer.pad_token_id] * pad + row for pad, row in zip(pads, rows)]),  # (B, S)
-            attention_mask=torch.tensor([[0] * pad + [1] * len(row) for pad, row in zip(pads, rows)]),  # (B, S)
-        )
-        if pictures:
-            inputs["pixel_values"] = torch.cat([patches for patches, _ in pictures])  # (N, 1176)
-            inputs["image_grid_thw"] = torch.tensor([grid for _, grid in pictures])  # (pictures, 3)
+        # On the left, whatever the tokenizer's file says: new tokens must follow the prompt, not its padding.
+        padded = [[self.tokenizer.pad_token_id] * (longest - len(ids)) + ids for ids in prompts]
+        mask = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts]
+        inputs = BatchFeature(input_ids=torch.tensor(padded), attention_mask=torch.tensor(mask))  # (B, S), (B, S)
+        if grids:
+            inputs |= {"pixel_values": torch.cat(patches), "image_grid_thw": torch.tensor(grids)}  # (N, 1176), (·, 3)
         return inputs
-
-    def _patches_of_item(self, item: dict) -> tuple[Tensor, tuple[int, int, int]]:
-        if media_kind(item) == "video":
-            raise ValueError("Videos cannot be read yet; pass pictures.")
-        image = load_image(item["image"] if "image" in item else item.get("image_url"))
-        limits = item.get("min_pixels"), item.get("max_pixels")
-        size = item.get("resized_height", image.height), item.get("resized_width", image.width)
-        return self.image_processor.patches_of(image, self.image_processor.target_size(*size, *limits))
-
-    def decode(self, ids, **options) -> str:
-        return self.tokenizer.decode(ids, **options)
-
-    def batch_decode(self, rows, **options) -> list[str]:
-        return self.tokenizer.batch_decode(rows, **options)
 
 
 # ── 4 · Rotary positions: 2-D in the tower, M-RoPE in the decoder ─────────────────────────────────────────────────
@@ -546,18 +445,13 @@ def inverse_frequencies(pairs: int, base: float, device) -> Tensor:
 
 def vision_angles(grids: list[list[int]], head_dim: int, merge_size: int, device) -> Tensor:
     """Angles (N, D/2) of the tower's 2-D rotary: half of the pairs turn with a patch's row, half with its column."""
-    turn = inverse_frequencies(head_dim // 4, 10000.0, device)  # (D/4,)
-    angles = []
+    turn, m, angles = inverse_frequencies(head_dim // 4, 10000.0, device), merge_size, []  # turn: (D/4,)
     for t, h, w in grids:
-        rows = torch.arange(h, device=device)[:, None].expand(h, w)
-        columns = torch.arange(w, device=device)[None, :].expand(h, w)
-        # patchify lists patches window by window, so the coordinates go through the same reordering
-        places = [
-            x.reshape(h // merge_size, merge_size, w // merge_size, merge_size).transpose(1, 2).flatten()
-            for x in (rows, columns)
-        ]  # two times (h·w,)
-        picture = torch.cat([place[:, None].float() * turn for place in places], dim=-1)  # (h·w, D/2)
-        angles.append(picture.repeat(t, 1))  # every frame pair has the same rows and columns: (t·h·w, D/2)
+        places = torch.cartesian_prod(torch.arange(h, device=device), torch.arange(w, device=device))  # (h·w, 2)
+        # patchify lists patches window by window, so their (row, column) go through the same reordering
+        places = places.view(h // m, m, w // m, m, 2).transpose(1, 2).reshape(-1, 2)  # (h·w, 2)
+        picture = (places[:, :, None] * turn).flatten(1)  # (h·w, 2, D/4) → (h·w, D/2): the row's angles, the column's
+        angles.append(picture.repeat(t, 1))  # all frame pairs have the same rows and columns: (t·h·w, D/2)
     return torch.cat(angles)
 
 
@@ -589,29 +483,29 @@ def get_rope_index(
     1000 tokens moves the text on by about 32 only. `rope_deltas` is that saving, (largest position + 1) − (number of
     real tokens), and is what decoding adds to a token's index. Padding is skipped.
     """
-    merge = config.vision_config.spatial_merge_size
-    grids = {
-        config.image_token_id: iter([] if image_grid_thw is None else image_grid_thw.tolist()),
-        config.video_token_id: iter([] if video_grid_thw is None else video_grid_thw.tolist()),
-    }
-    plain_rope = config.text_config.mrope_section is None
-    position_ids = torch.zeros(3, *input_ids.shape, dtype=torch.long)
+    merge, position_ids = config.vision_config.spatial_merge_size, torch.zeros(3, *input_ids.shape, dtype=torch.long)
     rope_deltas = torch.zeros(len(input_ids), 1, dtype=torch.long)
-    for row, ids in enumerate(input_ids.tolist()):
-        real = attention_mask[row].cpu().bool() if attention_mask is not None else torch.ones(len(ids), dtype=torch.bool)
-        ids = [token for token, keep in zip(ids, real.tolist()) if keep]
-        blocks, index, start = [], 0, 0  # index: in the row; start: the next free position
-        while index < len(ids):
-            if ids[index] in grids and not plain_rope:
-                t, h, w = next(grids[ids[index]])
-                h, w = h // merge, w // merge  # in cells of 28 pixels
-                block = torch.cartesian_prod(torch.arange(t), torch.arange(h), torch.arange(w)).T  # (3, t·h·w)
-            else:
-                length = next((i for i in range(index, len(ids)) if ids[i] in grids and not plain_rope), len(ids)) - index
-                block = torch.arange(length).expand(3, -1)  # (3, length)
-            blocks.append(block.reshape(3, -1) + start)
-            index += blocks[-1].shape[1]
-            start = int(blocks[-1].max()) + 1
+    grids = {
+        config.image_token_id: iter(() if image_grid_thw is None else image_grid_thw.tolist()),
+        config.video_token_id: iter(() if video_grid_thw is None else video_grid_thw.tolist()),
+    }
+    if config.text_config.mrope_section is None:
+        grids = {}  # plain RoPE: visual tokens are numbered like words
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    for row, (ids, real) in enumerate(zip(input_ids.cpu(), mask.cpu().bool())):
+        ids, blocks, start = ids[real].tolist(), [], 0  # start: the next free position
+        for kind, run in groupby(ids, lambda id: id if id in grids else None):
+            left = len(list(run))  # tokens of this run without a position
+            while left > 0:  # two pictures may stand side by side
+                if kind is None:
+                    block = torch.arange(left).expand(3, -1)  # (3, left)
+                elif grid := next(grids[kind], None):
+                    axes = torch.arange(grid[0]), torch.arange(grid[1] // merge), torch.arange(grid[2] // merge)
+                    block = torch.cartesian_prod(*axes).reshape(-1, 3).T  # (3, t·h·w), in cells of 28 pixels
+                else:
+                    raise ValueError(f"Row {row} has visual tokens (id {kind}) for which there is no grid_thw.")
+                blocks.append(block + start)
+                start, left = int(blocks[-1].max()) + 1, left - block.shape[1]
         if blocks:
             position_ids[:, row, real] = torch.cat(blocks, dim=1)
             rope_deltas[row] = start - len(ids)
@@ -625,15 +519,11 @@ def get_rope_index(
 
 def flash_problem(device: str, dtype: torch.dtype, head_dim: int) -> str | None:
     """Why the flash kernel cannot run this attention; None if it can. (On CPU, PyTorch's own flash kernel is meant.)"""
-    if device == "cpu":
+    fits = device == "cuda" and dtype in (torch.float16, torch.bfloat16) and head_dim % 8 == 0 and head_dim <= 256
+    if fits or device == "cpu":
         return None
-    if device != "cuda":
-        return f"there is no flash kernel for device {device!r}"
-    if dtype not in (torch.float16, torch.bfloat16):
-        return f"it needs float16 or bfloat16, not {dtype}".replace("torch.", "")
-    if head_dim % 8 or head_dim > 256:
-        return f"it needs a head_dim that is a multiple of 8 up to 256, not {head_dim}"
-    return None
+    wanted = "cuda, float16 or bfloat16, and a head_dim that is a multiple of 8 up to 256"
+    return f"it needs {wanted}; here are {device}, {dtype}, {head_dim}".replace("torch.", "")
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool, implementation: str) -> Tensor:
@@ -657,7 +547,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool, implementation: str) -
             return F.scaled_dot_product_attention(q.reshape(B, Hkv, H // Hkv, D), k, v).reshape(B, H, 1, D)
         if Q == S or not causal:
             return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=H != Hkv)
-        # A later chat turn: Q new tokens behind S − Q cached ones. This mask is a name, not a tensor, to CUDA's kernels.
+        # A later chat turn: Q new tokens behind S − Q cached ones. To CUDA's kernels this mask is a flag, not a tensor.
         return F.scaled_dot_product_attention(q, k, v, attn_mask=causal_lower_right(Q, S), enable_gqa=H != Hkv)
 
 
@@ -747,7 +637,8 @@ class PatchMerger(nn.Module):
         super().__init__()
         self.window = config.embed_dim * config.spatial_merge_size**2
         self.ln_q = nn.LayerNorm(config.embed_dim, eps=1e-6)
-        self.mlp = nn.Sequential(nn.Linear(self.window, self.window), nn.GELU(), nn.Linear(self.window, config.hidden_size))
+        last = nn.Linear(self.window, config.hidden_size)
+        self.mlp = nn.Sequential(nn.Linear(self.window, self.window), nn.GELU(), last)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.mlp(self.ln_q(x).view(-1, self.window))  # (N, C) → (M, 4·C) → (M, C of the decoder)
@@ -767,9 +658,10 @@ class VisionTower(nn.Module):
         x = self.patch_embed(pixel_values)  # (N, C)
         head_dim = self.config.embed_dim // self.config.num_heads
         angles = vision_angles(grids, head_dim, self.config.spatial_merge_size, x.device)  # (N, D/2)
+        cos, sin = cos_sin(angles)  # (N, D), float32
         segments = [h * w for t, h, w in grids for _ in range(t)]
         for block in self.blocks:
-            x = block(x, *cos_sin(angles), segments, implementation)
+            x = block(x, cos, sin, segments, implementation)
         return self.merger(x)
 
 
@@ -782,7 +674,7 @@ class KVCache:
 
     It lives with the *generation*, never on the model: two conversations on one model cannot disturb each other.
     `length` tokens are filled; `pads` (B) counts each row's left padding; `next_position` (B, 1) is the M-RoPE
-    position that the next token takes; `token_ids` (B, length) is what was read.
+    position that the next token takes; `token_ids` (B, length) is what was read (where there is padding, the last id).
     """
 
     def __init__(self, config: Qwen2VLTextConfig, batch_size: int, capacity: int, device=None, dtype=None):
@@ -797,7 +689,7 @@ class KVCache:
         """Store the new k and v (B, Hkv, Q, D) of one layer; return all so far, as views (B, Hkv, length + Q, D)."""
         end = self.length + k.shape[2]
         if end > self.data.shape[4]:  # a longer chat than planned: double the room
-            self.data = torch.cat([self.data, torch.empty_like(self.data[..., : max(end, 64), :])], dim=4)
+            self.data = torch.cat([self.data, self.data.new_empty(*self.data.shape[:4], end, k.shape[3])], dim=4)
         for slot, new in zip(self.data[layer], (k, v)):
             slot[:, :, self.length : end] = new
         return self.data[layer, 0, :, :, :end], self.data[layer, 1, :, :, :end]
@@ -872,7 +764,7 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self, x: Tensor, position_ids: Tensor, cache: KVCache | None, pads: list[int], implementation: str = "sdpa"
+        self, x: Tensor, position_ids: Tensor, cache: KVCache | None, pads: list, implementation: str
     ) -> Tensor:
         """Embeddings (B, Q, C) at positions (3, B, Q) → hidden states (B, Q, C)."""
         cos, sin = cos_sin(mrope_angles(position_ids, self.config))  # (B, Q, D), angles always in float32
@@ -904,8 +796,7 @@ class Qwen2VLModel(nn.Module):
     def __init__(self, config: Qwen2VLConfig, attn_implementation: str = "sdpa"):
         super().__init__()
         if attn_implementation not in ATTENTION_NAMES:
-            names = ", ".join(ATTENTION_NAMES)
-            raise ValueError(f"attn_implementation={attn_implementation!r} is unknown; choose one of {names}.")
+            raise ValueError(f"attn_implementation={attn_implementation!r} is not one of {', '.join(ATTENTION_NAMES)}.")
         self.config = config
         self.attn_implementation = ATTENTION_NAMES[attn_implementation]
         self.visual = VisionTower(config.vision_config)
@@ -914,8 +805,6 @@ class Qwen2VLModel(nn.Module):
     @classmethod
     def from_pretrained(cls, name: str | Path, **options):
         """A model with a checkpoint's weights; options as for `weights_loader.load_model`."""
-        import weights_loader
-
         return weights_loader.load_model(name, model_class=cls, **options)
 
     @property
@@ -925,17 +814,6 @@ class Qwen2VLModel(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return self.model.embed_tokens.weight.dtype
-
-    def embed(self, input_ids: Tensor, media: list[tuple[str, int, Tensor | None, Tensor | None]]) -> Tensor:
-        """Token embeddings (B, Q, C) in which media tokens have been replaced by what the tower saw."""
-        for name, token_id, pixels, grid_thw in media:  # all counts are checked before the expensive tower runs
-            check_placeholders(name, input_ids == token_id, pixels, grid_thw, self.config.vision_config.spatial_merge_size)
-        x = self.model.embed_tokens(input_ids)
-        for _, token_id, pixels, grid_thw in media:
-            if pixels is not None:
-                tokens = self.visual(pixels, grid_thw, self.attn_implementation)  # (M, C)
-                x = x.masked_scatter((input_ids == token_id)[..., None], tokens.to(x.dtype))
-        return x
 
     def forward(
         self,
@@ -956,25 +834,36 @@ class Qwen2VLModel(nn.Module):
         processor adds, says nothing that the ids do not; it is accepted and not used.
         """
         cache, config = past_key_values, self.config
-        media = [
-            ("image", config.image_token_id, pixel_values, image_grid_thw),
-            ("video", config.video_token_id, pixel_values_videos, video_grid_thw),
-        ]
-        x = self.embed(input_ids, media)  # (B, Q, C)
+        media = (
+            ("image", input_ids == config.image_token_id, pixel_values, image_grid_thw),
+            ("video", input_ids == config.video_token_id, pixel_values_videos, video_grid_thw),
+        )
         continues = cache is not None and cache.length > 0
-        pads = cache.pads if continues else left_padding(attention_mask, len(input_ids))
+        decoding = continues and input_ids.shape[1] == 1  # the id just chosen: a word, even if it is <|image_pad|>
+        for item in () if decoding else media:  # all counts are checked before the expensive tower runs
+            check_placeholders(*item, config.vision_config.spatial_merge_size)
+        x = self.model.embed_tokens(input_ids)  # (B, Q, C)
+        for _, places, pixels, grid_thw in media:
+            if pixels is not None:
+                seen = self.visual(pixels, grid_thw, self.attn_implementation)  # (M, C)
+                x = x.masked_scatter(places[..., None], seen.to(x.dtype))  # in place of the placeholders' embeddings
+        mask = None if continues else attention_mask  # the cache knows the padding
+        pads = cache.pads if continues else left_padding(mask, len(input_ids))
         if position_ids is None:
-            mask = None if continues else attention_mask
-            position_ids, rope_deltas = get_rope_index(config, input_ids, image_grid_thw, video_grid_thw, mask)
+            if decoding:
+                position_ids, rope_deltas = input_ids.new_zeros(3, *input_ids.shape), 0  # (3, B, 1)
+            else:
+                position_ids, rope_deltas = get_rope_index(config, input_ids, image_grid_thw, video_grid_thw, mask)
             if cache is not None:
                 position_ids = position_ids + cache.next_position
-                new_tokens = input_ids.shape[1] if mask is None else mask.sum(1, keepdim=True)
-                cache.next_position = cache.next_position + new_tokens + rope_deltas
+                real = input_ids.shape[1] if mask is None else mask.sum(1, keepdim=True)  # tokens without padding
+                cache.next_position = cache.next_position + real + rope_deltas
         x = self.model(x, position_ids, cache, pads, self.attn_implementation)
         if cache is not None:
             cache.pads = pads
             cache.length += input_ids.shape[1]
-            cache.token_ids = torch.cat([cache.token_ids, input_ids], dim=1)
+            read = input_ids if mask is None else torch.where(mask.bool(), input_ids, input_ids[:, -1:])  # no padding
+            cache.token_ids = torch.cat([cache.token_ids, read], dim=1)
         return Qwen2VLOutput(last_hidden_state=x, past_key_values=cache)
 
 
@@ -983,18 +872,17 @@ def left_padding(attention_mask: Tensor | None, rows: int) -> list[int]:
     if attention_mask is None:
         return [0] * rows
     mask = attention_mask.bool()
-    if bool((mask[:, 1:] & ~mask[:, :-1]).sum(1).add(mask[:, 0]).gt(1).any()):
-        raise ValueError("attention_mask has a hole: each row must be one run of ones, padded on the left or the right.")
+    starts_again = mask[:, 1:] & ~mask[:, :-1]  # a one after a zero
+    if (starts_again.sum(1) + mask[:, 0] > 1).any():
+        raise ValueError("attention_mask has a hole: a row must be one run of ones, padded on its left or right.")
     return torch.where(mask.any(1), mask.int().argmax(1), mask.shape[1]).tolist()
 
 
 def check_placeholders(name: str, is_media: Tensor, pixels: Tensor | None, grid_thw: Tensor | None, merge: int) -> None:
     """Every row's media tokens (`is_media`, (B, Q)) must be used up exactly by the next pictures, in order."""
-    if (pixels is None) != (grid_thw is None):
-        raise ValueError(f"The {name} pixels and their grid_thw go together: pass both or neither.")
-    sizes = [] if grid_thw is None else (grid_thw.prod(1) // merge**2).tolist()
-    if pixels is not None and len(pixels) != sum(sizes) * merge**2:
-        raise ValueError(f"The {name} pixels have {len(pixels)} rows, but grid_thw describes {sum(sizes) * merge**2}.")
+    sizes = [] if grid_thw is None else (grid_thw.prod(1) // merge**2).tolist()  # tokens of each picture
+    if (rows := 0 if pixels is None else len(pixels)) != sum(sizes) * merge**2:
+        raise ValueError(f"The {name} pixels have {rows} rows, but their grid_thw describes {sum(sizes) * merge**2}.")
     sizes.reverse()
     for row, found in enumerate(is_media.sum(1).tolist()):
         expected = 0
@@ -1017,13 +905,11 @@ class Qwen2VLForConditionalGeneration(Qwen2VLModel):
             self.lm_head.weight = self.model.embed_tokens.weight
         self.generation_config: dict = {}  # what the checkpoint's generation_config.json says
 
-    def forward(
-        self, input_ids: Tensor, *args, labels: Tensor | None = None, logits_to_keep: int | Tensor = 0, **kwargs
-    ) -> Qwen2VLOutput:
+    def forward(self, input_ids: Tensor, *args, labels=None, logits_to_keep=0, **kwargs) -> Qwen2VLOutput:
         """As `Qwen2VLModel.forward`, plus logits (B, Q, V) and, with `labels` (B, Q), the loss.
 
-        `logits_to_keep`: only the last so many places (0: all), or the places a tensor names. `labels` are the ids
-        themselves: they are shifted here, and places with −100 do not count.
+        `logits_to_keep`: only the last so many places (int; 0: all), or the places a tensor names. `labels` are the
+        ids themselves: they are shifted here, and places with −100 do not count.
         """
         output = super().forward(input_ids, *args, **kwargs)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -1037,32 +923,14 @@ class Qwen2VLForConditionalGeneration(Qwen2VLModel):
     # Official: GenerationMixin. The released generation_config.json (temperature 0.01, top_k 1) means: greedy.
 
     def sampling_settings(self, **asked) -> dict:
-        """The settings in force: what was asked for (not None), else the checkpoint's, else neutral values."""
-        asked = {name: value for name, value in asked.items() if value is not None}
-        if any(name in asked for name in ("temperature", "top_p", "top_k")):
-            asked.setdefault("do_sample", asked.get("temperature") != 0)
-        settings = {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
-        # who asks to sample must not be held to the file's top_k 1: "temperature does nothing" was a popular bug
-        kept = ("repetition_penalty",) if asked.get("do_sample") else tuple(settings)
-        settings |= {name: value for name, value in self.generation_config.items() if name in kept} | asked
-        if settings["temperature"] < 0 or not 0 < settings["top_p"] <= 1 or settings["top_k"] < 0:
-            raise ValueError("Sampling needs temperature ≥ 0, 0 < top_p ≤ 1 and top_k ≥ 0.")
-        if settings["repetition_penalty"] <= 0:
-            raise ValueError("repetition_penalty must be above 0 (1 changes nothing).")
-        if settings["temperature"] == 0 or settings["top_k"] == 1 or not settings["do_sample"]:
-            settings |= {"do_sample": False, "temperature": 0.0, "top_p": 1.0, "top_k": 1}
-        return settings
+        """The settings in force: what is asked for, else the checkpoint's, else neutral values (see sampling.py)."""
+        return sampling_settings(self.generation_config, **asked)
 
     @torch.no_grad()
     def generate_steps(
         self,
         input_ids: Tensor,
         max_new_tokens: int = 128,
-        do_sample: bool | None = None,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        top_k: int | None = None,
-        repetition_penalty: float | None = None,
         eos_token_id: int | list[int] | None = None,
         suppress_tokens: list[int] | None = None,
         seed: int | None = None,
@@ -1072,35 +940,33 @@ class Qwen2VLForConditionalGeneration(Qwen2VLModel):
         """Yield the next id of each row, (B,), until every row has ended or `max_new_tokens` are out.
 
         A row that has ended yields padding. `suppress_tokens`: ids never written; by default the vision tokens, which
-        would announce a picture that is not there ([] allows all). `seed` makes sampling repeatable.
+        would announce a picture that is not there ([] allows all). `seed` makes sampling repeatable. `inputs`: what
+        the processor gave, and `do_sample`, `temperature`, `top_p`, `top_k`, `repetition_penalty` (see sampling.py).
         """
-        settings = self.sampling_settings(
-            do_sample=do_sample, temperature=temperature, top_p=top_p, top_k=top_k, repetition_penalty=repetition_penalty
-        )
+        settings = self.sampling_settings(**{name: inputs.pop(name, None) for name in NEUTRAL})
         eos = self.generation_config.get("eos_token_id", []) if eos_token_id is None else eos_token_id
         eos = torch.tensor([eos] if isinstance(eos, int) else eos, dtype=torch.long, device=self.device)
-        pad = self.generation_config.get("pad_token_id") or (int(eos[0]) if len(eos) else 0)
+        pad = self.generation_config.get("pad_token_id", int(eos[0]) if len(eos) else 0)
         if suppress_tokens is None:
             suppress_tokens = list(range(self.config.vision_start_token_id, self.config.video_token_id + 1))
-        B, Q = input_ids.shape
-        cache = past_key_values
+        (B, Q), cache, mask = input_ids.shape, past_key_values, inputs.get("attention_mask")
+        if mask is not None and (mask.any(1) & (mask[:, -1] == 0)).any():
+            raise ValueError("To generate, pad the prompts on the left: the new tokens follow the last place.")
         if cache is None:
             cache = KVCache(self.config.text_config, B, Q + max_new_tokens, self.device, self.dtype)
-        if cache.length + Q + max_new_tokens > self.config.text_config.max_position_embeddings:
-            raise ValueError(
-                f"{cache.length + Q} prompt tokens + {max_new_tokens} new ones exceed the model's context of "
-                f"{self.config.text_config.max_position_embeddings}; lower max_pixels or max_new_tokens."
-            )
+        limit = self.config.text_config.max_position_embeddings
+        if cache.length + Q + max_new_tokens > limit:
+            sizes = f"{cache.length + Q} tokens and {max_new_tokens} new ones do not fit the model's context of {limit}"
+            raise ValueError(f"{sizes}; lower max_pixels or max_new_tokens, or start anew.")
         generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
         ended = torch.zeros(B, dtype=torch.bool, device=self.device)
         for _ in range(max_new_tokens):
             # the whole prompt first, then one id at a time; of the prompt's logits only the last are ever made
             logits = self(input_ids, **inputs, past_key_values=cache, logits_to_keep=1).logits[:, -1].float()  # (B, V)
             if not logits.isfinite().all():
-                raise ValueError(f"The logits are not finite in {self.dtype}; use bfloat16 or float32.".replace("torch.", ""))
+                raise ValueError(f"The logits are not finite in {self.dtype}; load the model in bfloat16 or float32.")
             logits[:, suppress_tokens] = -torch.inf
-            next_ids = choose(logits, cache.token_ids, settings, generator)  # (B,)
-            next_ids = next_ids.masked_fill(ended, pad)
+            next_ids = choose(logits, cache.token_ids, settings, generator).masked_fill(ended, pad)  # (B,)
             yield next_ids
             ended |= torch.isin(next_ids, eos)
             if ended.all():
@@ -1122,24 +988,6 @@ class Qwen2VLForConditionalGeneration(Qwen2VLModel):
                 yield text[shown:]
                 shown = len(text)
         yield tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)[shown:]
-
-
-def choose(logits: Tensor, seen: Tensor, settings: dict, generator: torch.Generator | None) -> Tensor:
-    """The next id of each row from its logits (B, V), given the ids `seen` so far (B, S)."""
-    if (penalty := settings["repetition_penalty"]) != 1:  # the prompt counts too, as in the official code
-        old = logits.gather(1, seen)
-        logits = logits.scatter(1, seen, torch.where(old < 0, old * penalty, old / penalty))
-    if not settings["do_sample"]:
-        return logits.argmax(-1)
-    logits = logits / settings["temperature"]
-    if 0 < settings["top_k"] < logits.shape[-1]:
-        logits = logits.masked_fill(logits < logits.topk(settings["top_k"]).values[:, -1:], -torch.inf)
-    if settings["top_p"] < 1:  # keep the smallest set of likeliest ids that together reach top_p
-        ordered, order = logits.sort(descending=True)
-        probabilities = ordered.softmax(-1)
-        drop = probabilities.cumsum(-1) - probabilities >= settings["top_p"]  # what came before was already enough
-        logits = logits.masked_fill(drop.gather(1, order.argsort(-1)), -torch.inf)
-    return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
 
 
 # ── 10 · Command line ─────────────────────────────────────────────────────────────────────────────────────────────

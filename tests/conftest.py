@@ -18,11 +18,8 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "slow: needs minutes and gigabytes; run with -m slow")
+# The models are tiny: a second thread wins nothing, and on a busy machine waiting for it costs a hundredfold.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -8,10 +8,20 @@ import transformers
 from torch import Tensor
 from transformers import Qwen2VLForConditionalGeneration as OfficialModel
 
-from qwen2vl_mini import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+import weights_loader
+from qwen2vl_mini import (
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
+    Qwen2VLTokenizer,
+)
 from tests.small_models import SHAPES, small_config, small_model
+from tiny_world.chat_template import CHAT_TEMPLATE
+from tiny_world.tokenizer import save_tokenizer
 
 transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
 
 
 def official_name(name: str) -> str:
@@ -39,6 +49,21 @@ def twins(shape: str) -> tuple[Qwen2VLForConditionalGeneration, OfficialModel]:
 def load_official(folder: str | Path) -> OfficialModel:
     """The official model from a checkpoint's folder, in float32 on the CPU."""
     return OfficialModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+
+
+def save_random_checkpoint(folder: Path) -> Path:
+    """A random model with the tiny world's tokenizer, in the released layout: the bundled checkpoint, but untrained."""
+    save_tokenizer(folder)
+    tokenizer = Qwen2VLTokenizer(folder / "tokenizer.json")
+    ids = tokenizer.special_ids
+    config = small_config(vocab_size=tokenizer.bpe.get_vocab_size())
+    config.vision_start_token_id, config.vision_end_token_id = ids["<|vision_start|>"], ids["<|vision_end|>"]
+    config.image_token_id, config.video_token_id = ids["<|image_pad|>"], ids["<|video_pad|>"]
+    model = small_model(config)
+    end, pad = ids["<|im_end|>"], ids["<|endoftext|>"]
+    model.generation_config = {"do_sample": False, "eos_token_id": [end, pad], "pad_token_id": pad}
+    weights_loader.save(model, Qwen2VLProcessor(Qwen2VLImageProcessor(), tokenizer, CHAT_TEMPLATE), folder)
+    return folder
 
 
 @cache

@@ -60,7 +60,7 @@ def small_config(
 
 @torch.no_grad()
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Weights that keep activations near 1 at any width. Norms and biases are random too, or forgetting one is unseen."""
+    """Weights that keep activations near 1. Norms and biases are random too, or leaving one out would not show."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1:
@@ -127,6 +127,26 @@ def make_inputs(config: Qwen2VLConfig, rows: list[list], seed: int = 0, padding:
             pixels = torch.randn(int(grid.prod(1).sum()), 3 * 2 * 14 * 14, generator=generator)
             inputs |= {f"pixel_values{suffix}": pixels, f"{kind}_grid_thw": grid}
     return inputs
+
+
+def one_row(config: Qwen2VLConfig, inputs: dict[str, Tensor], row: int) -> dict[str, Tensor]:
+    """The inputs of one row alone: without the others, their pictures and the padding."""
+    keep = inputs["attention_mask"][row].bool()
+    alone = {name: inputs[name][row, keep][None] for name in ("input_ids", "attention_mask", "mm_token_type_ids")}
+    for kind, suffix, token_id in (("image", "", config.image_token_id), ("video", "_videos", config.video_token_id)):
+        if f"{kind}_grid_thw" not in inputs:
+            continue
+        grid = inputs[f"{kind}_grid_thw"]
+        patches = (inputs["input_ids"] == token_id).sum(1) * config.vision_config.spatial_merge_size**2
+        first, last = int(patches[:row].sum()), int(patches[: row + 1].sum())  # this row's rows of pixel_values
+        ends = grid.prod(1).cumsum(0)
+        mine = (ends > first) & (ends <= last)
+        if mine.any():
+            alone |= {
+                f"pixel_values{suffix}": inputs[f"pixel_values{suffix}"][first:last],
+                f"{kind}_grid_thw": grid[mine],
+            }
+    return alone
 
 
 def real_tokens(x: Tensor, inputs: dict[str, Tensor]) -> Tensor:

@@ -135,7 +135,7 @@ def make_batch(seed: int, tokenizer: Qwen2VLTokenizer, images: Qwen2VLImageProce
     width, height = pick_size(rng)
     cells = images.num_image_tokens(height, width)
     new_height, new_width = images.target_size(height, width)
-    wanted = rng.randint(1, 4)  # turns; the same in all rows, so that little of the batch is padding
+    wanted = rng.choice((1, 1, 2))  # turns; the same in all rows, so that little of the batch is padding
     rows, pixels, grids, cell_targets, tasks = [], [], [], [], []
     for _ in range(min(MAX_ROWS, CELLS_PER_BATCH // cells)):
         scene = make_scene(rng, width, height, rng.randint(1, 4))
@@ -192,7 +192,7 @@ class CellHead(nn.Module):
 
 
 def make_optimizers(model: nn.Module, head: nn.Module) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices between hidden states, AdamW for embeddings, the patch embedding, norms, biases, the head."""
+    """Muon for the matrices between hidden states, AdamW for embeddings, norms, biases and the cell head."""
     hidden = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     hidden_ids = {id(p) for p in hidden}
     rest = [p for p in itertools.chain(model.parameters(), head.parameters()) if id(p) not in hidden_ids]
@@ -213,7 +213,11 @@ def exact_by_task(logits: Tensor, labels: Tensor, tasks: list[list[str]]) -> dic
     learned = (labels[:, 1:] != -100).tolist()
     result = defaultdict(list)
     for row_right, row_learned, row_tasks in zip(right, learned, tasks):
-        runs = [list(run) for is_answer, run in itertools.groupby(range(len(row_learned)), row_learned.__getitem__) if is_answer]
+        runs = [
+            list(run)
+            for is_answer, run in itertools.groupby(range(len(row_learned)), row_learned.__getitem__)
+            if is_answer
+        ]
         for task, run in zip(row_tasks, runs, strict=True):
             result[task].append(all(row_right[i] for i in run))
     return result
@@ -270,8 +274,8 @@ def draw_curves(table: Path, picture: Path) -> None:
     figure.savefig(picture, dpi=110)
 
 
-def train(folder: Path, minutes: float, log_every: int = 50) -> None:
-    """Train until `minutes` have been spent in all; goes on from the state beside `folder` if there is one."""
+def train(folder: Path, minutes: float, max_steps: int | None = None, log_every: int = 50) -> None:
+    """Train until `minutes` (or `max_steps`) have been spent in all; goes on from the state beside `folder`, if any."""
     if not hasattr(torch.optim, "Muon"):
         raise SystemExit("Training needs torch.optim.Muon (torch 2.9 or newer).")
     work = folder.with_name(folder.name + "_training")
@@ -302,7 +306,7 @@ def train(folder: Path, minutes: float, log_every: int = 50) -> None:
     loader = iter(torch.utils.data.DataLoader(Batches(work / "checkpoint", step), batch_size=None, num_workers=1))
     columns = ["step", "minutes", "samples", "loss", "cell_loss", *TASK_WEIGHTS]
     losses, exact, last, last_saved = [], defaultdict(list), time.monotonic(), time.monotonic()
-    while spent < minutes * 60:
+    while spent < minutes * 60 and step != max_steps:
         batch = next(loader)
         cell_targets, tasks = batch.pop("cell_targets"), batch.pop("tasks")
         factor = rate_factor(step, spent / (minutes * 60))

@@ -1,0 +1,754 @@
+"""The command line as its users meet it: answers, counts, chats, and one sentence for each thing that can go wrong."""
+
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from safetensors.torch import load_file, save_file
+
+import command_line
+import qwen2vl_mini
+import weights_loader
+from command_line import Chat, main, what_is_new
+from qwen2vl_mini import KVCache, Qwen2VLForConditionalGeneration, Qwen2VLProcessor, get_rope_index
+from tests.small_models import small_model
+from tiny_world.train import start_folder
+
+ROOT = Path(__file__).resolve().parent.parent
+CONTEXT = 2048  # tokens
+BOX = "<|object_ref_start|>red circle<|object_ref_end|><|box_start|>(100,250),(500,750)<|box_end|>"
+
+# ── A small random checkpoint, pictures, and ways to run ──────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory) -> str:
+    """Random weights in a real checkpoint's files. Left to itself the model never ends and writes no control tokens."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    processor = start_folder(folder)
+    model = small_model(vocab_size=processor.tokenizer.bpe.get_vocab_size(), context=CONTEXT, tied=False)
+    with torch.no_grad():
+        model.lm_head.weight[list(processor.tokenizer.special_ids.values())] = 0
+    model.generation_config = json.loads((folder / "generation_config.json").read_text())
+    weights_loader.save(model, processor, folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def loaded(checkpoint):
+    return weights_loader.load(checkpoint, dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory) -> dict[str, str]:
+    """Paths: `a` and `same_size` have 20 tokens, `b` has 15."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for name, size, colour in (("a", (150, 112), "red"), ("same_size", (150, 112), "blue"), ("b", (84, 140), "green")):
+        picture = Image.new("RGB", size, "white")
+        ImageDraw.Draw(picture).ellipse((10, 20, 70, 90), fill=colour)
+        picture.save(folder / f"{name}.png")
+    return {path.stem: str(path) for path in folder.iterdir()}
+
+
+@pytest.fixture
+def ask(checkpoint, capsys):
+    """Call main in this process with the small checkpoint → exit code, stdout, stderr."""
+
+    def run(*argv: str) -> tuple[int, str, str]:
+        argv = argv if "--model" in argv else ("--model", checkpoint, *argv)
+        code = main(["--dtype", "float32", "--device", "cpu", "--max-new-tokens", "6", *argv])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def script(monkeypatch, loaded):
+    """script(text, …): the model is run as ever, but writes these answers, one after the other."""
+
+    def play(*answers: str) -> None:
+        tokenizer = loaded[1].tokenizer
+        ids = iter([i for text in answers for i in tokenizer.encode(tokenizer.split(text + "<|im_end|>"))])
+        monkeypatch.setattr(qwen2vl_mini, "choose", lambda logits, *rest: torch.tensor([next(ids)]))
+
+    return play
+
+
+@pytest.fixture
+def conversations(monkeypatch) -> list[tuple[list, torch.Tensor]]:
+    """All conversations that are rendered, with the ids that come out."""
+    seen, original = [], Qwen2VLProcessor.apply_chat_template
+
+    def spy(self, conversation, *args, **options):
+        result = original(self, conversation, *args, **options)
+        seen.append((conversation, result["input_ids"] if isinstance(result, dict) else result))
+        return result
+
+    monkeypatch.setattr(Qwen2VLProcessor, "apply_chat_template", spy)
+    return seen
+
+
+@pytest.fixture
+def no_weights(monkeypatch) -> None:
+    """Loading weights fails the test, and is not taken for a user's error."""
+    monkeypatch.setattr(weights_loader, "load_model", lambda *a, **k: pytest.fail("the weights were loaded"))
+
+
+def type_in(monkeypatch, *lines: str, by_hand: bool = False) -> None:
+    stdin = io.StringIO("".join(f"{line}\n" for line in lines))
+    stdin.isatty = lambda: by_hand
+    monkeypatch.setattr(sys, "stdin", stdin)
+
+
+def start(*argv: str, **options) -> subprocess.Popen:
+    """The real thing, as a user starts it."""
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8"}
+    pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
+    command = [sys.executable, *argv, "--dtype", "float32", "--device", "cpu"]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, encoding="utf-8", **pipes | options)
+
+
+def one_sentence(err: str) -> bool:
+    return err.count("\n") == 1 and err.endswith("\n") and "Traceback" not in err
+
+
+# ── Answers ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_answer_goes_to_stdout_and_all_else_to_stderr(ask, pictures, script):
+    script("A red circle.")
+    assert ask("--image", pictures["a"]) == (0, "A red circle.\n", "")
+    script("A red circle.")
+    code, out, err = ask("--image", pictures["a"], "--verbose")
+    assert (code, out) == (0, "A red circle.\n")
+    for part in (
+        "float32",
+        "cpu",
+        "sdpa",
+        "max_new_tokens 6",
+        "temperature 0.0",
+        "150×112 → 140×112 pixels, 20 tokens",
+    ):
+        assert part in err
+    for stage in ("load", "prepare", "prefill", "decode"):
+        assert re.search(rf"^{stage} +\d+\.\d\d s", err, re.MULTILINE), stage
+    assert re.search(r"decode .* for 5 tokens, \d+\.\d tokens/s", err)
+
+
+def test_same_as_the_library(ask, loaded, pictures):
+    model, processor = loaded
+    content = [{"type": "image", "image": pictures["a"]}, {"type": "text", "text": "What is it?"}]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=True, return_dict=True, add_generation_prompt=True
+    )
+    ids = model.generate(**inputs, max_new_tokens=6)[0, inputs["input_ids"].shape[1] :]
+    code, out, err = ask("--image", pictures["a"], "--prompt", "What is it?")
+    assert (code, out) == (0, processor.decode(ids, skip_special_tokens=True) + "\n")
+    assert "Cut off after 6 tokens" in err
+
+
+def test_pictures_and_texts_keep_their_order(ask, loaded, pictures, conversations):
+    a, b = pictures["a"], pictures["b"]
+    ask("--prompt", "One", "--image", a, "--prompt", "two", "--prompt", "three", "--image", b, "--add-vision-id")
+    [(messages, ids)] = conversations
+    kinds = [item.get("text") or item["image"].size for item in messages[0]["content"]]
+    assert kinds == ["One", (150, 112), "two", "three", (84, 140)]
+    assert re.search(r"OnePicture 1: <\|.*\|>twothreePicture 2: <\|", loaded[1].decode(ids[0]))
+
+
+def test_default_prompt_needs_a_picture_and_no_prompt(ask, pictures, conversations):
+    ask("--image", pictures["a"])
+    ask("--image", pictures["a"], "--prompt", "Why?")
+    ask("--prompt", "Hello")
+    texts = [[item["text"] for item in turns[-1]["content"] if "text" in item] for turns, _ in conversations]
+    assert texts == [["Describe this image."], ["Why?"], ["Hello"]]
+
+
+def test_system_message(ask, conversations, loaded):
+    ask("--prompt", "Hello", "--system", "Answer in one word.")
+    assert loaded[1].decode(conversations[0][1][0]).startswith("<|im_start|>system\nAnswer in one word.<|im_end|>\n")
+
+
+def test_prompt_from_stdin(ask, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("What is this?\nSay it.\n"))
+    assert ask("--prompt", "-") == ask("--prompt", "What is this?\nSay it.")
+
+
+def test_control_tokens_in_a_prompt_are_plain_text(ask, conversations, loaded):
+    code, _, err = ask("--prompt", "<|image_pad|><|im_end|>")
+    assert code == 0, err
+    assert (conversations[0][1] == loaded[0].config.image_token_id).sum() == 0
+
+
+def test_seed_and_temperature(ask):
+    hot = ("--prompt", "Hello", "--temperature", "2", "--seed")
+    first, again, other = (ask(*hot, seed)[1] for seed in ("1", "1", "2"))
+    assert first == again != other
+    assert ask("--prompt", "Hello", "--temperature", "0")[1] == ask("--prompt", "Hello")[1]
+
+
+def test_pieces_are_flushed_as_they_come(checkpoint, monkeypatch, script):
+    """What a token adds has left the process before the next token is computed."""
+    script("A red circle and")
+    events, choose = [], qwen2vl_mini.choose
+
+    class Terminal(io.StringIO):
+        def write(self, text):
+            events.append(("write", text))
+
+        def flush(self):
+            events.append(("flush", ""))
+
+    monkeypatch.setattr(qwen2vl_mini, "choose", lambda *a: events.append(("token", "")) or choose(*a))
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    assert main(["--model", checkpoint, "--prompt", "Hello", "--dtype", "float32"]) == 0
+    unsent, tokens = "", 0
+    for kind, text in events:
+        assert kind != "token" or not unsent, f"{unsent!r} was still held back"
+        unsent = "" if kind == "flush" else unsent + text
+        tokens += kind == "token"
+    assert tokens >= 5 and "".join(text for _, text in events) == "A red circle and\n"
+
+
+def test_bundled_model_introduces_itself_in_one_line(checkpoint, monkeypatch, capsys):
+    find = weights_loader.find_checkpoint
+    redirected = lambda name, *a, **k: find(checkpoint if name == "tiny" else name, *a, **k)  # noqa: E731
+    monkeypatch.setattr(weights_loader, "find_checkpoint", redirected)
+    assert main(["--prompt", "Hello", "--count-tokens"]) == 0
+    err = capsys.readouterr().err
+    assert one_sentence(err) and "coloured shapes" in err and "--model Qwen/Qwen2-VL-2B-Instruct" in err
+    assert main(["--prompt", "Hello", "--count-tokens", "--model", "tiny"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_no_arguments_print_a_short_help(capsys):
+    assert main([]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("--image") >= 3 and "--help" in err
+
+
+def test_help_has_three_examples_that_parse(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["qwen2vl_mini.py"])
+    assert main(["--help"]) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and "--debug" not in out
+    examples = re.findall(r"^  python qwen2vl_mini.py (.*)$", out, re.MULTILINE)
+    assert len(examples) == 3
+    for example in examples:
+        command_line.make_parser().parse_args(re.sub(r'"[^"]*"', "text", example).split())
+
+
+# ── Counting, boxes, JSON ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_count_tokens_needs_no_weights(ask, checkpoint, pictures, tmp_path, no_weights):
+    folder = tmp_path / "without weights"
+    shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    argv = ("--model", str(folder), "--count-tokens", "--image", pictures["a"], "--image", pictures["b"])
+    code, out, err = ask(*argv)
+    assert (code, err) == (0, "")
+    assert "a.png: 150×112 → 140×112 pixels, 20 tokens" in out and "b.png: 84×140 → 84×140 pixels, 15 tokens" in out
+    counts = json.loads(ask(*argv, "--json")[1])
+    assert [picture["tokens"] for picture in counts["pictures"]] == [20, 15]
+    assert counts["total_tokens"] == counts["text_tokens"] + 35 and counts["context"] == CONTEXT
+    assert f"total: {counts['total_tokens']} tokens" in out and f"{counts['total_tokens'] / CONTEXT:.1%}" in out
+
+
+def test_count_is_what_an_answer_really_reads(ask, pictures):
+    argv = ("--image", pictures["a"], "--prompt", "And?", "--image", pictures["b"], "--system", "Be brief.", "--json")
+    counted, answered = json.loads(ask(*argv, "--count-tokens")[1]), json.loads(ask(*argv)[1])
+    assert counted["total_tokens"] == answered["tokens"]["prompt"]
+    assert counted["pictures"] == answered["pictures"]
+
+
+@pytest.mark.parametrize("option, tokens", [("--max-pixels=4*28*28", 2), ("--min-pixels=50000", 70)])
+def test_pixel_limits_hold(ask, pictures, option, tokens):
+    code, out, _ = ask("--image", pictures["a"], option, "--count-tokens", "--json")
+    assert json.loads(out)["pictures"][0]["tokens"] == tokens
+
+
+def test_json_is_one_object_with_everything(ask, pictures, script, loaded):
+    script(BOX)
+    code, out, err = ask("--image", pictures["a"], "--json", "--seed", "3", "--max-new-tokens", "64")
+    report = json.loads(out)
+    assert code == 0 and out.count("\n") == 1
+    assert report["answer"] == "red circle(100,250),(500,750)" and report["raw"] == BOX + "<|im_end|>"
+    assert report["boxes"] == [{"name": "red circle", "x1": 15.0, "y1": 28.0, "x2": 75.0, "y2": 84.0}]
+    sizes = {"width": 150, "height": 112, "resized_width": 140, "resized_height": 112, "tokens": 20}
+    assert report["pictures"] == [{"file": pictures["a"], **sizes}]
+    written = len(loaded[1].tokenizer.encode(loaded[1].tokenizer.split(report["raw"])))
+    assert report["tokens"]["answer"] == written and report["tokens"]["context"] == CONTEXT
+    assert report["cut_off"] is False and report["tokens_per_second"] > 0
+    assert report["seconds"].keys() == {"load", "prepare", "prefill", "decode"}
+    assert all(seconds >= 0 for seconds in report["seconds"].values())
+    settings = {"dtype": "float32", "device": "cpu", "attention": "sdpa", "max_new_tokens": 64, "seed": 3}
+    assert report["settings"].items() >= {**settings, "do_sample": False, "repetition_penalty": 1.0}.items()
+
+
+def test_boxes_are_readable_told_in_pixels_and_drawn(ask, pictures, script, tmp_path):
+    script(BOX)
+    target = tmp_path / "found.png"
+    argv = ("--image", pictures["b"], "--image", pictures["a"], "--boxes", str(target), "--max-new-tokens", "64")
+    code, out, err = ask(*argv)
+    assert (code, out) == (0, "red circle(100,250),(500,750)\n")
+    assert "red circle: (15, 28) to (75, 84) pixels" in err and f"Wrote {target}" in err
+    with Image.open(target) as drawn, Image.open(pictures["a"]) as original:  # the last picture
+        assert drawn.size == original.size and drawn.tobytes() != original.tobytes()
+
+
+def test_answer_without_boxes_says_so(ask, pictures, script, tmp_path):
+    script("No.")
+    code, out, err = ask("--image", pictures["a"], "--boxes", str(tmp_path / "found.png"))
+    assert (code, out) == (0, "No.\n") and one_sentence(err) and "no box" in err
+    assert not (tmp_path / "found.png").exists()
+
+
+# ── What users get wrong ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def spoil(folder: Path, source: str, what: str) -> str:
+    """A copy of the checkpoint that is broken in one way."""
+    shutil.copytree(source, folder)
+    weights = folder / "model.safetensors"
+    if what == "missing key":
+        tensors = load_file(weights)
+        del tensors["model.norm.weight"]
+        save_file(tensors, weights, {"format": "pt"})
+    elif what == "cut weights":
+        weights.write_bytes(weights.read_bytes()[:5000])
+    elif what == "index outside":
+        weights.rename(folder.parent / "evil.safetensors")
+        index = {"weight_map": {"model.norm.weight": "../evil.safetensors"}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    elif what == "no template":
+        (folder / "chat_template.json").unlink()
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": None}))
+    elif what == "broken config":
+        (folder / "config.json").write_text("{")
+    else:
+        (folder / what).unlink()
+    return str(folder)
+
+
+def make_bad_files(folder: Path, good: str) -> None:
+    (folder / "folder.png").mkdir()
+    (folder / "text.jpg").write_text("This is no picture.\n" * 100)
+    (folder / "empty.png").touch()
+    (folder / "cut.png").write_bytes(Path(good).read_bytes()[:-200])
+    Image.new("RGB", (3000, 10)).save(folder / "long.png")
+    Image.new("RGB", (2000, 2000)).save(folder / "large.png")
+    shutil.copy(good, folder / "good.png")
+
+
+# Name, arguments (run in a folder with the files above), and a word that the sentence must have.
+BAD_INPUT = [
+    ("no such picture", "--image nowhere.png", "nowhere.png"),
+    ("folder as picture", "--image folder.png", "folder"),
+    ("text as picture", "--image text.jpg", "no picture"),
+    ("empty picture", "--image empty.png", "empty"),
+    ("truncated picture", "--image cut.png", "cut off"),
+    ("URL", "--image https://example.org/a.png", "URL"),
+    ("ratio 300:1", "--image long.png", "200:1"),
+    ("min above max", "--image good.png --min-pixels 9000 --max-pixels 8000", "larger than"),
+    ("min above the checkpoint's max", "--image good.png --min-pixels 9000*28*28", "larger than"),
+    ("picture beyond the context", "--image large.png --max-pixels 5000*28*28", "--max-pixels"),
+    ("prompts beyond the context", "--image good.png --prompt " + "many_words_" * 900, str(CONTEXT)),
+    ("answer beyond the context", "--prompt Hello --max-new-tokens 2048", str(CONTEXT)),
+    ("unknown model", "--prompt Hello --model nothing", "nothing"),
+    ("model not in the cache", "--prompt Hello --model nobody/nothing", "nobody/nothing"),
+    ("file as model", "--prompt Hello --model text.jpg", "is a file"),
+    ("bad dtype", "--prompt Hello --dtype int3", "--dtype"),
+    ("bad device", "--prompt Hello --device toaster", "toaster"),
+    ("absent device", "--prompt Hello --device cuda:77", "cuda:77"),
+    ("bad attention", "--prompt Hello --attn magic", "--attn"),
+    ("negative length", "--prompt Hello --max-new-tokens -5", "-5"),
+    ("length zero", "--prompt Hello --max-new-tokens 0", "--max-new-tokens"),
+    ("length not whole", "--prompt Hello --max-new-tokens 2.5", "2.5"),
+    ("negative temperature", "--prompt Hello --temperature -1", "--temperature"),
+    ("temperature NaN", "--prompt Hello --temperature nan", "nan"),
+    ("top-p above one", "--prompt Hello --top-p 1.5", "--top-p"),
+    ("negative top-k", "--prompt Hello --top-k -1", "--top-k"),
+    ("negative seed", "--prompt Hello --seed -1", "--seed"),
+    ("seed of 65 bits", "--prompt Hello --seed 36893488147419103232", "--seed"),
+    ("penalty zero", "--prompt Hello --repetition-penalty 0", "--repetition-penalty"),
+    ("negative pixels", "--image good.png --max-pixels -784", "-784"),
+    ("pixels zero", "--image good.png --max-pixels 0*28", "0*28"),
+    ("pixels as code", "--image good.png --max-pixels 2**40", "2**40"),
+    ("boxes without a picture", "--prompt Hello --boxes out.png", "--image"),
+    ("boxes in no folder", "--image good.png --boxes nowhere/out.png", "nowhere"),
+    ("boxes onto a folder", "--image good.png --boxes folder.png", "folder.png"),
+    ("boxes in an unknown format", "--image good.png --boxes out.doc", ".png"),
+    ("boxes over the picture", "--image good.png --boxes ./good.png", "overwrite"),
+    ("nothing asked", "--verbose", "--prompt"),
+    ("empty prompt", "--prompt=", "empty"),
+    ("prompt that is no text", "--prompt \udcff", "UTF-8"),
+    ("unknown option", "--prompt Hello --colour red", "--colour"),
+    ("option without value", "--prompt", "--prompt"),
+    ("chat in JSON", "--chat --json", "--json"),
+    ("chat with boxes", "--chat --image good.png --boxes out.png", "--boxes"),
+]
+
+
+@pytest.mark.parametrize("argv, word", [case[1:] for case in BAD_INPUT], ids=[case[0] for case in BAD_INPUT])
+def test_bad_input_is_one_sentence(ask, pictures, tmp_path, monkeypatch, argv, word):
+    make_bad_files(tmp_path, pictures["a"])
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    code, out, err = ask(*argv.split(" "))
+    assert (code, out) == (2, "") and one_sentence(err), err
+    assert err.startswith("error: ") and word in err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+BAD_CHECKPOINTS = [
+    ("missing key", "model.norm.weight"),
+    ("cut weights", "safetensors"),
+    ("index outside", "../evil.safetensors"),
+    ("no template", "chat template"),
+    ("broken config", "config.json"),
+    ("config.json", "config.json"),
+    ("tokenizer.json", "tokenizer.json"),
+    ("preprocessor_config.json", "preprocessor_config.json"),
+    ("model.safetensors", "model.safetensors"),
+]
+
+
+@pytest.mark.parametrize("what, word", BAD_CHECKPOINTS, ids=[what for what, _ in BAD_CHECKPOINTS])
+def test_bad_checkpoint_is_one_sentence(ask, checkpoint, tmp_path, what, word):
+    code, out, err = ask("--prompt", "Hello", "--model", spoil(tmp_path / "model", checkpoint, what))
+    assert (code, out) == (2, "") and one_sentence(err), err
+    assert err.startswith("error: ") and word in err
+
+
+@pytest.mark.parametrize(
+    "name", [n for n, *_ in BAD_INPUT if "picture" in n or "boxes" in n or "pixels" in n or "min" in n or "ratio" in n]
+)
+def test_cheap_checks_come_before_the_weights(ask, pictures, tmp_path, monkeypatch, no_weights, name):
+    make_bad_files(tmp_path, pictures["a"])
+    monkeypatch.chdir(tmp_path)
+    [argv] = [argv for n, argv, _ in BAD_INPUT if n == name]
+    assert ask(*argv.split(" "))[0] == 2
+
+
+def test_unexpected_errors_are_one_sentence_too(ask, monkeypatch):
+    def fail(*args, **options):
+        raise RuntimeError("boom\nand more")
+
+    monkeypatch.setattr(weights_loader, "load_model", fail)
+    code, out, err = ask("--prompt", "Hello")
+    assert (code, out, err) == (
+        *(2, ""),
+        "unexpected error: RuntimeError: boom and more (run with --debug for the traceback)\n",
+    )
+    with pytest.raises(RuntimeError):
+        ask("--prompt", "Hello", "--debug")
+
+
+def test_out_of_memory_says_what_to_lower(ask, monkeypatch):
+    def fail(*args, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has …")
+
+    monkeypatch.setattr(qwen2vl_mini, "choose", fail)
+    code, _, err = ask("--prompt", "Hello")
+    assert code == 2 and one_sentence(err) and "--max-pixels" in err
+
+
+def test_ctrl_c_ends_quietly(ask, monkeypatch):
+    def interrupt(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(qwen2vl_mini, "choose", interrupt)
+    code, _, err = ask("--prompt", "Hello")
+    assert code == 130 and err.strip() == ""
+
+
+# ── Conversations that keep their cache ───────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def chat(loaded) -> Chat:
+    return Chat(*loaded, max_new_tokens=8)
+
+
+@pytest.fixture
+def logits(monkeypatch) -> list[torch.Tensor]:
+    """The logits behind each token that is chosen, in order."""
+    seen, choose = [], qwen2vl_mini.choose
+
+    def spy(scores, *rest):
+        seen.append(scores.clone())
+        return choose(scores, *rest)
+
+    monkeypatch.setattr(qwen2vl_mini, "choose", spy)
+    return seen
+
+
+def fresh(loaded, messages: list[dict], logits: list) -> tuple[list[int], torch.Tensor]:
+    """The answer to a conversation without any cache from before: ids, and the logits (tokens, V) behind them."""
+    model, processor = loaded
+    inputs = processor.apply_chat_template(messages, tokenize=True, return_dict=True, add_generation_prompt=True)
+    logits.clear()
+    ids = model.generate(**inputs, max_new_tokens=8)[0, inputs["input_ids"].shape[1] :].tolist()
+    return ids, torch.cat(logits)
+
+
+def assert_as_fresh(loaded, chat: Chat, logits: list, text: str, images=()) -> None:
+    """Say something; the answer must be the one of a model that reads the whole conversation anew."""
+    logits.clear()
+    pieces = "".join(chat.say(text, images))
+    ids, scores = chat.report["ids"], torch.cat(logits)
+    expected_ids, expected_scores = fresh(loaded, chat.messages[:-1], logits)
+    assert ids == expected_ids
+    assert pieces == loaded[1].decode(ids, skip_special_tokens=True)
+    torch.testing.assert_close(scores, expected_scores, atol=1e-3, rtol=0)
+
+
+def test_later_turns_equal_fresh_ones(loaded, chat, logits, pictures, monkeypatch):
+    read, forward = [], Qwen2VLForConditionalGeneration.forward
+
+    def spy(self, input_ids, *args, **options):
+        read.append((input_ids.shape[1], len(options.get("pixel_values", ()))))
+        return forward(self, input_ids, *args, **options)
+
+    before: list[int] = []  # all ids that the cache has seen
+    for text, images in [
+        ("Hello.", ()),
+        ("What is it?", [pictures["a"]]),
+        ("And these?", [pictures["b"]] * 2),
+        ("So?", ()),
+    ]:
+        monkeypatch.setattr(Qwen2VLForConditionalGeneration, "forward", spy)
+        read.clear()
+        assert_as_fresh(loaded, chat, logits, text, images)
+        ids = loaded[1].apply_chat_template(chat.messages[:-1], tokenize=True, add_generation_prompt=True)[0].tolist()
+        shared = next(i for i in range(len(ids)) if i >= len(before) or ids[i] != before[i])
+        assert read[0] == (len(ids) - shared, {0: 0, 1: 80, 2: 120}[len(images)])  # new tokens, rows of new patches
+        assert read[1][0] == 1 and read[8][0] == len(ids)  # read[8] is the prefill of the fresh answer
+        assert chat.report["tokens"] == {"prompt": len(ids), "read": len(ids) - shared, "answer": 8}
+        before = chat.cache.token_ids[0].tolist()
+
+
+def test_only_the_new_turn_is_read(loaded, chat, script, pictures):
+    script("A red circle.", "Yes.")
+    list(chat.say("What is it?", [pictures["a"]]))
+    first = chat.tokens()
+    list(chat.say("Is it?"))
+    new = "<|im_end|>\n<|im_start|>user\nIs it?<|im_end|>\n<|im_start|>assistant\n"
+    assert chat.report["tokens"]["read"] == len(loaded[1].tokenizer.encode(loaded[1].tokenizer.split(new)))
+    assert chat.tokens() == chat.report["tokens"]["prompt"] + chat.report["tokens"]["answer"] - 1 > first
+
+
+def test_a_long_later_turn_finds_room_in_the_cache(loaded, chat, logits, pictures):
+    """A first turn of few tokens, then pictures of many times as many."""
+    assert_as_fresh(loaded, chat, logits, "Hi.")
+    assert_as_fresh(loaded, chat, logits, "And these?", [pictures["a"]] * 12)
+
+
+def test_boxes_that_were_written_stay_control_tokens(loaded, chat, script, pictures):
+    script(BOX, "Yes.")
+    chat.max_new_tokens = 64
+    list(chat.say("Where is it?", [pictures["a"]]))
+    list(chat.say("Sure?"))
+    prompt = chat.cache.token_ids[0, : chat.report["tokens"]["prompt"]].tolist()
+    assert BOX + "<|im_end|>\n<|im_start|>user\nSure?" in loaded[1].decode(prompt)
+    assert loaded[1].tokenizer.special_ids["<|box_start|>"] in prompt
+    assert chat.report["tokens"]["read"] < 20  # so the cache was of use
+
+
+def test_letters_that_look_like_control_tokens_stay_letters(loaded, chat, monkeypatch):
+    """A model may be talked into spelling <|image_pad|>; that is no picture in the next turn."""
+    ids = iter([*loaded[1].tokenizer.encode("<|image_pad|>"), *loaded[1].tokenizer.encode("ok")] + [1] * 8)
+    monkeypatch.setattr(qwen2vl_mini, "choose", lambda *a: torch.tensor([next(ids)]))
+    chat.max_new_tokens = len(loaded[1].tokenizer.encode("<|image_pad|>"))
+    assert "".join(chat.say("Spell it.")) == "<|image_pad|>"
+    chat.max_new_tokens = 2
+    list(chat.say("Thanks."))
+    assert (chat.cache.token_ids == loaded[0].config.image_token_id).sum() == 0
+
+
+def test_two_chats_on_one_model_do_not_mix(loaded, logits, pictures):
+    left, right = Chat(*loaded, max_new_tokens=8), Chat(*loaded, max_new_tokens=8)
+    assert_as_fresh(loaded, left, logits, "What is it?", [pictures["a"]])
+    assert_as_fresh(loaded, right, logits, "What is it?", [pictures["same_size"]])
+    assert_as_fresh(loaded, left, logits, "Sure?")
+    assert_as_fresh(loaded, right, logits, "Sure?")
+
+
+def test_clear_forgets_the_picture_too(loaded, chat, logits, pictures):
+    """The next conversation has the very same ids, but another picture."""
+    assert_as_fresh(loaded, chat, logits, "What is it?", [pictures["a"]])
+    chat.clear()
+    assert chat.tokens() == 0 and chat.messages == []
+    assert_as_fresh(loaded, chat, logits, "What is it?", [pictures["same_size"]])
+
+
+@pytest.mark.parametrize("when", [0, 3])
+def test_failed_turn_leaves_the_conversation_as_it_was(loaded, chat, logits, pictures, monkeypatch, when):
+    """Also its picture must be forgotten: the next turn has the same ids with another picture of that size."""
+    assert_as_fresh(loaded, chat, logits, "Hello.")
+    messages, tokens, choose = chat.messages, chat.tokens(), qwen2vl_mini.choose
+    calls = iter(range(100))
+
+    def fail(*args):
+        if next(calls) == when:
+            raise ValueError("The logits are not finite.")
+        return choose(*args)
+
+    monkeypatch.setattr(qwen2vl_mini, "choose", fail)
+    with pytest.raises(ValueError):
+        list(chat.say("What is it?", [pictures["a"]]))
+    monkeypatch.setattr(qwen2vl_mini, "choose", choose)
+    assert chat.messages is messages and chat.tokens() <= tokens
+    assert_as_fresh(loaded, chat, logits, "What is it?", [pictures["same_size"]])
+
+
+def test_refused_turns_leave_the_conversation_as_it_was(loaded, chat, logits):
+    assert_as_fresh(loaded, chat, logits, "Hello.")
+    for text, images in [("What is it?", ["nowhere.png"]), ("many words " * 2000, ())]:
+        with pytest.raises((ValueError, FileNotFoundError)):
+            list(chat.say(text, images))
+    assert len(chat.messages) == 2
+    assert_as_fresh(loaded, chat, logits, "And now?")
+
+
+def test_interrupted_answer_counts_as_far_as_it_came(loaded, chat, logits, pictures):
+    pieces = chat.say("What is it?", [pictures["a"]])
+    next(pieces), next(pieces)
+    pieces.close()
+    assert len(chat.report["ids"]) == 2 and len(chat.messages) == 2 and chat.report["cut_off"]
+    assert_as_fresh(loaded, chat, logits, "Go on.", [pictures["b"]])
+
+
+def test_border_never_lies_inside_a_picture(loaded, pictures):
+    """Whatever is in the cache: pictures are read whole, and the next position is the one that follows what is kept."""
+    model, processor = loaded
+    content = [{"type": "image", "image": pictures[name]} for name in "ab"] + [{"type": "text", "text": "So?"}]
+    prompt = processor.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=True, return_dict=True, add_generation_prompt=True
+    )
+    ids = prompt["input_ids"]
+    is_picture = (ids[0] == model.config.image_token_id).tolist()
+    positions, _ = get_rope_index(model.config, ids, prompt["image_grid_thw"])
+    for cached in range(ids.shape[1] + 3):
+        cache = KVCache(model.config.text_config, 1, 8)
+        cache.token_ids = torch.cat([ids, torch.zeros(1, 3, dtype=torch.long)], dim=1)[:, :cached]
+        new = what_is_new(prompt, cache, model.config)
+        kept = cache.length
+        assert (
+            kept
+            == cache.token_ids.shape[1]
+            == ids.shape[1] - new["input_ids"].shape[1]
+            <= min(cached, ids.shape[1] - 1)
+        )
+        assert not (kept and is_picture[kept - 1] and is_picture[kept])
+        assert kept == min(cached, ids.shape[1] - 1) or is_picture[cached]  # and no more is read anew than it takes
+        after = positions[:, 0, :kept].max() + 1 if kept else 0
+        assert cache.next_position.tolist() == [[after]]
+        rows = sum(is_picture[kept:]) * 4
+        assert len(new.get("pixel_values", ())) == rows == sum(g.prod() for g in new.get("image_grid_thw", ()))
+
+
+# ── The chat loop ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_chat_keeps_turns_and_takes_pictures(ask, pictures, monkeypatch, conversations, script):
+    script("Hello.", "A red circle.", "Yes.", "Again.")
+    lines = ["Hi.", "/tokens", f"/image {pictures['a']}", "What is it?", "", " /path is text", "/clear", "Hi."]
+    type_in(monkeypatch, *lines, "/tokens", "/help", "/exit", "never read")
+    code, out, err = ask("--chat", "--system", "Be brief.")
+    assert (code, out) == (0, "Hello.\nA red circle.\nYes.\nAgain.\n")
+    assert [len(messages) for messages, _ in conversations] == [2, 4, 6, 2]
+    assert all(messages[0] == {"role": "system", "content": "Be brief."} for messages, _ in conversations)
+    kinds = [[item["type"] for item in messages[-1]["content"]] for messages, _ in conversations]
+    assert kinds == [["text"], ["image", "text"], ["text"], ["text"]]
+    assert "150×112 → 140×112 pixels, 20 tokens" in err and "/image PATH" in err
+    assert re.search(rf"^\d+ of {CONTEXT} tokens are in use \(\d\.\d%\)\.$", err, re.MULTILINE)
+
+
+def test_chat_survives_what_goes_wrong(ask, pictures, monkeypatch, conversations, script, tmp_path):
+    make_bad_files(tmp_path, pictures["a"])
+    monkeypatch.chdir(tmp_path)
+    script("One.", "Two.")
+    bad = ["/image nowhere.png", "/image text.jpg", "/image long.png", "/image", "/nonsense", "many words " * 2000]
+    type_in(monkeypatch, "First.", *bad, "Second.")
+    code, out, err = ask("--chat")
+    assert (code, out) == (0, "One.\nTwo.\n")
+    assert len(err.splitlines()) == len(bad) and err.count("error: ") == len(bad) and "Traceback" not in err
+    assert err.count("as it was before") == len(bad) - 1
+    assert len(conversations[-1][0]) == 3  # the first turn, its answer, the second turn
+
+
+def test_chat_starts_with_what_the_command_line_gives(ask, pictures, monkeypatch, conversations, script):
+    script("A red circle.", "Yes.", "Two.")
+    type_in(monkeypatch, "Sure?")
+    assert ask("--chat", "--image", pictures["a"], "--prompt", "What is it?")[1] == "A red circle.\nYes.\n"
+    type_in(monkeypatch, "How many?")
+    assert ask("--chat", "--image", pictures["a"])[1] == "Two.\n"
+    kinds = [[item["type"] for item in messages[-1]["content"]] for messages, _ in conversations]
+    assert kinds == [["image", "text"], ["text"], ["image", "text"]]
+
+
+@pytest.mark.parametrize("by_hand", [True, False])
+def test_ctrl_c_in_a_chat(ask, monkeypatch, loaded, by_hand):
+    """At a terminal it cuts the answer short and the chat goes on; in a pipe it ends the program."""
+    end = loaded[1].tokenizer.special_ids["<|im_end|>"]
+    ids = iter([*loaded[1].tokenizer.encode("A red"), KeyboardInterrupt, *loaded[1].tokenizer.encode("Yes."), end])
+
+    def choose(*args):
+        if (chosen := next(ids)) is KeyboardInterrupt:
+            raise KeyboardInterrupt
+        return torch.tensor([chosen])
+
+    monkeypatch.setattr(qwen2vl_mini, "choose", choose)
+    type_in(monkeypatch, "What is it?", "Sure?", by_hand=by_hand)
+    code, out, err = ask("--chat")
+    assert (code, out) == ((0, "A redYes.\n") if by_hand else (130, "A red")) and "Traceback" not in err
+
+
+# ── The real thing ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_run_as_a_program(checkpoint, pictures):
+    process = start(
+        "qwen2vl_mini.py", "--model", checkpoint, "--image", pictures["a"], "--max-new-tokens", "6", "--verbose"
+    )
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert out.endswith("\n") and "tokens" not in out
+    assert "20 tokens" in err and "Cut off" in err and "Traceback" not in err
+
+
+def test_error_as_a_program():
+    process = start("qwen2vl_mini.py", "--image", "nowhere.png")
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, out) == (2, "") and one_sentence(err)
+
+
+def test_chat_as_a_program_until_ctrl_c(checkpoint):
+    process = start("command_line.py", "--model", checkpoint, "--chat", "--max-new-tokens", "6")
+    process.stdin.write("Hello\n/tokens\n")
+    process.stdin.flush()
+    lines = [process.stderr.readline(), process.stderr.readline()]
+    assert "Cut off" in lines[0] and "tokens are in use" in lines[1]
+    process.send_signal(signal.SIGINT)  # it waits for the next line
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130 and err.strip() == "" and out.count("\n") >= 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGPIPE")
+def test_reader_that_goes_away_is_no_error(checkpoint):
+    process = start("command_line.py", "--model", checkpoint, "--prompt", "Hello", "--max-new-tokens", "300")
+    assert process.stdout.read(1)
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(timeout=120) == 141

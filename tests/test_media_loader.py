@@ -1,0 +1,596 @@
+"""Pictures come in as RGB whatever they were, or not at all with one clear sentence; boxes go out."""
+
+import base64
+import io
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from sklearn.datasets import load_sample_image
+
+import media_loader
+from media_loader import Box, draw_boxes, load_image, parse_boxes
+
+WHITE = (255, 255, 255)
+
+
+@pytest.fixture(autouse=True)
+def pillow_warnings_are_errors():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+@pytest.fixture(scope="module")
+def scene() -> Image.Image:
+    """40×30 pixels in which no two corners are alike."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8))
+    ImageDraw.Draw(image).rectangle((0, 0, 19, 9), fill=(200, 30, 30))
+    return image
+
+
+def same(a: Image.Image, b: Image.Image) -> bool:
+    return a.mode == b.mode == "RGB" and a.size == b.size and a.tobytes() == b.tobytes()
+
+
+def file_bytes(image: Image.Image, format: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def sentence(error) -> str:
+    """The message of an error, which has to be one printable line that ends like a sentence."""
+    text = str(error.value)
+    assert text.isprintable() and text.endswith((".", ")")) and len(text) < 700, text
+    return text
+
+
+# --- where a picture may come from ------------------------------------------------------------------------------------
+
+
+def test_a_plain_rgb_picture_comes_back_untouched(scene):
+    before = scene.tobytes()
+    assert load_image(scene) is scene
+    assert scene.tobytes() == before
+
+
+def test_path_string_file_url_bytes_and_data_uri_give_the_same(scene, tmp_path):
+    path = tmp_path / "a picture #1 é%.png"
+    scene.save(path)
+    content = path.read_bytes()
+    encoded = base64.b64encode(content).decode()
+    sources = [
+        path,
+        str(path),
+        path.as_uri(),
+        path.as_uri().replace("file://", "file://localhost"),
+        path.as_uri().replace("file://", "FILE:"),
+        content,
+        bytearray(content),
+        memoryview(content),
+        f"data:image/png;base64,{encoded}",
+        f"DATA:;base64,{encoded[:80]}\n{encoded[80:]}",
+    ]
+    for source in sources:
+        assert same(load_image(source), scene), source
+
+
+def test_a_relative_path_and_a_loaded_picture_without_its_file(scene, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scene.save("p.png")
+    image = load_image("p.png")
+    Path("p.png").unlink()
+    assert type(image) is Image.Image
+    image.load()
+    assert same(image, scene) and same(load_image(image), scene)
+
+
+def test_arrays_and_tensors_of_whole_numbers(scene):
+    rgb = np.asarray(scene)
+    grey = np.asarray(scene.convert("L"))
+    assert same(load_image(rgb), scene)
+    assert same(load_image(np.flip(np.flip(rgb, 0), 0)), scene), "strides do not matter"
+    assert same(load_image(torch.tensor(rgb).permute(2, 0, 1)), scene)
+    for source in (grey, grey[..., None], torch.tensor(grey), torch.tensor(grey)[None]):
+        assert same(load_image(source), scene.convert("L").convert("RGB"))
+    assert same(load_image(grey.astype(np.uint16) * 257), scene.convert("L").convert("RGB"))
+    assert same(load_image(rgb.astype(np.uint16) * 257), scene)
+    half = np.dstack([rgb, np.full((30, 40), 128, np.uint8)])
+    assert same(load_image(half), load_image(Image.fromarray(half)))
+    assert same(load_image(torch.tensor(half).permute(2, 0, 1)), load_image(half))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_arrays_and_tensors_of_fractions(scene, dtype):
+    array = np.asarray(scene).astype(dtype) / 255
+    assert same(load_image(array), scene)
+    assert same(load_image(torch.tensor(array).permute(2, 0, 1)), scene)
+
+
+def test_half_precision_and_gradients(scene):
+    tensor = torch.tensor(np.asarray(scene)).permute(2, 0, 1) / 255
+    assert same(load_image(tensor.requires_grad_()), scene)
+    assert same(load_image(tensor.half()), scene)
+    difference = np.asarray(load_image(tensor.bfloat16())).astype(int) - np.asarray(scene)
+    assert np.abs(difference).max() <= 1  # bfloat16 has 8 bits
+
+
+@pytest.mark.parametrize(
+    "source, hint",
+    [
+        (np.zeros((3, 30, 40), np.uint8), "height, width, 3"),
+        (np.zeros((30, 40, 2), np.uint8), "height, width, 3"),
+        (np.zeros(40, np.uint8), "height, width, 3"),
+        (np.zeros((30, 40, 3), np.int64), "uint8"),
+        (np.zeros((30, 40), bool), "uint8"),
+        (np.full((30, 40, 3), 200.0), "0..1"),
+        (np.full((30, 40, 3), np.nan), "0..1"),
+        (np.full((30, 40, 3), -0.1), "0..1"),
+        (np.zeros((0, 40, 3), np.uint8), "no pixels"),
+        (torch.zeros(30, 40, 3), r"\(3, height, width\)"),
+        (torch.zeros(1, 3, 30, 40), r"\(height, width, 3\)"),
+        (torch.zeros(3, 30, 40, dtype=torch.int64), "uint8"),
+        (Image.new("RGB", (0, 10)), "no pixels"),
+        (b"", "empty"),
+        (None, "NoneType"),
+        ({"url": "x"}, "dict"),
+        (3, "int"),
+    ],
+)
+def test_what_is_no_picture_is_refused(source, hint):
+    with pytest.raises(ValueError, match=hint) as error:
+        load_image(source)
+    sentence(error)
+
+
+# --- PITFALL 24: EXIF and modes ---------------------------------------------------------------------------------------
+
+
+def with_orientation(image: Image.Image, orientation: int, format: str) -> bytes:
+    exif = Image.Exif()
+    exif[media_loader.ORIENTATION] = orientation
+    options = {"quality": 100, "subsampling": 0} if format == "JPEG" else {"lossless": True} if format == "WEBP" else {}
+    return file_bytes(image, format, exif=exif, **options)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pitfall_24_exif_rotation(scene, format, orientation):
+    """The eight ways to hold a camera, each written out by hand as rows and columns."""
+    as_stored = np.asarray(load_image(with_orientation(scene, 1, format)))
+    columns_first = as_stored.swapaxes(0, 1)
+    upright = {
+        1: as_stored,
+        2: as_stored[:, ::-1],
+        3: as_stored[::-1, ::-1],
+        4: as_stored[::-1],
+        5: columns_first,
+        6: columns_first[:, ::-1],
+        7: columns_first[::-1, ::-1],
+        8: columns_first[::-1],
+    }[orientation]
+    content = with_orientation(scene, orientation, format)
+    turned, stored = load_image(content), load_image(content, rotate_by_exif=False)
+    assert np.array_equal(turned, upright)
+    assert np.array_equal(stored, as_stored)
+    # loading again must not turn again, and what was left alone stays so when the processor loads it once more
+    assert same(load_image(turned), turned) and same(load_image(stored), stored)
+    assert np.array_equal(load_image(Image.open(io.BytesIO(content))), upright), "a PIL picture counts like its file"
+
+
+def test_pitfall_24_exif_of_a_tiff_is_applied_once(scene):
+    exif = Image.Exif()
+    exif[media_loader.ORIENTATION] = 6
+    content = file_bytes(scene, "TIFF", exif=exif)
+    assert np.array_equal(load_image(content), np.asarray(scene).swapaxes(0, 1)[:, ::-1])
+
+
+def test_exif_that_is_broken_or_absurd_is_no_reason_to_refuse_a_picture(scene):
+    for orientation in (0, 9, 65535):
+        assert same(load_image(with_orientation(scene, orientation, "PNG")), scene)
+    for exif in (b"Exif\x00\x00II*\x00", b"Exif\x00\x00MM\x00*\xff\xff\xff\xff", b"nonsense"):
+        assert same(load_image(file_bytes(scene, "PNG", exif=exif)), scene)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr", "HSV", "RGBX", "LAB"])
+def test_pitfall_24_opaque_modes(scene, mode):
+    image = scene.convert(mode)
+    assert same(load_image(image), image.convert("RGB"))
+    assert image.mode == mode, "the picture given is not changed"
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "PA"])
+def test_pitfall_24_alpha_is_composed_on_white(scene, mode):
+    opaque = {"LA": "L", "RGBA": "RGB", "PA": "P"}[mode]
+    image = scene.convert(opaque).convert(mode)
+    colours = np.asarray(image.convert("RGBA"))[..., :3].astype(float)
+    alpha = Image.fromarray(np.tile(np.linspace(0, 255, 40).astype(np.uint8), (30, 1)))
+    image.putalpha(alpha)
+    share = np.asarray(alpha)[..., None] / 255
+    result = np.asarray(load_image(image)).astype(float)
+    assert np.abs(result - (colours * share + 255 * (1 - share))).max() <= 1.01
+    assert (result[:, 0] == 255).all() and (result[:, -1] == colours[:, -1]).all()
+
+
+def test_pitfall_24_transparency_by_key_colour(scene):
+    """GIF and PNG can mark one colour, or each palette entry, as transparent."""
+    paletted = Image.new("P", (2, 1))
+    paletted.putpalette([255, 0, 0, 0, 0, 255])
+    paletted.putdata([0, 1])
+    for format in ("PNG", "GIF"):
+        image = load_image(file_bytes(paletted, format, transparency=0))
+        assert [image.getpixel((x, 0)) for x in (0, 1)] == [WHITE, (0, 0, 255)]
+    image = load_image(file_bytes(paletted, "PNG", transparency=bytes([0, 128])))
+    assert image.getpixel((0, 0)) == WHITE and image.getpixel((1, 0)) == pytest.approx((127, 127, 255), abs=1)
+    content = file_bytes(Image.new("RGB", (2, 1), (9, 8, 7)), "PNG", transparency=(9, 8, 7))
+    assert load_image(content).getpixel((0, 0)) == WHITE
+    content = file_bytes(Image.new("L", (2, 1), 7), "PNG", transparency=7)
+    assert load_image(content).getpixel((0, 0)) == WHITE
+
+
+@pytest.mark.parametrize("how", ["I;16", "I;16B", "I", "png", "tiff", "pgm"])
+def test_pitfall_24_sixteen_bits_are_scaled_not_clipped(how):
+    values = np.linspace(0, 65535, 1200).astype(np.uint16).reshape(30, 40)
+    values[0, :3] = 0, 128, 129  # 128 / 257 rounds down, 129 / 257 up
+    image = Image.fromarray(values)
+    if how == "I":
+        source = Image.fromarray(values.astype(np.int32))
+    elif how == "I;16B":
+        source = Image.frombytes("I;16B", image.size, values.astype(">u2").tobytes())
+    elif how == "pgm":
+        source = b"P5 40 30 65535\n" + values.astype(">u2").tobytes()
+    else:
+        source = image if how == "I;16" else file_bytes(image, how)
+    result = load_image(source)
+    exact = np.array([[round(int(v) / 257) for v in row] for row in values])
+    assert np.array_equal(np.asarray(result), np.repeat(exact[..., None], 3, 2))
+    assert result.getpixel((39, 29)) == WHITE
+
+
+@pytest.mark.parametrize("top", [1, 255, 65535])
+def test_pitfall_24_floats_of_the_usual_scales(scene, top):
+    grey = np.asarray(scene.convert("L"))
+    image = Image.fromarray((np.clip(grey, 0, 254) / 255 * top).astype(np.float32))
+    image.putpixel((0, 0), top)
+    image.putpixel((1, 0), -3.0)
+    expected = np.clip(grey, 0, 254)
+    expected[0, :2] = 255, 0
+    assert np.array_equal(np.asarray(load_image(image))[..., 0], expected)
+    assert np.array_equal(load_image(image), load_image(file_bytes(image, "TIFF")))
+
+
+@pytest.mark.parametrize("image", [Image.new("F", (4, 4), float("nan")), Image.new("F", (4, 4), 1e9)])
+def test_floats_beyond_any_scale_are_refused(image):
+    with pytest.raises(ValueError, match="0..1") as error:
+        load_image(image)
+    sentence(error)
+
+
+def test_integers_beyond_sixteen_bits_are_refused():
+    with pytest.raises(ValueError, match="65535"):
+        load_image(Image.new("I", (4, 4), 70000))
+
+
+def test_a_mode_without_a_way_to_rgb_is_refused():
+    with pytest.raises(ValueError, match="colour mode La") as error:
+        load_image(Image.new("La", (4, 4)))
+    sentence(error)
+
+
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_pitfall_24_an_animation_gives_its_first_frame(format, tmp_path):
+    frames = [Image.new("RGB", (16, 12), colour) for colour in ("red", "blue", "lime")]
+    path = tmp_path / "clip"
+    options = {"lossless": True} if format == "WEBP" else {}
+    frames[0].save(path, format, save_all=True, append_images=frames[1:], **options)
+    with Image.open(path) as check:
+        assert check.n_frames == 3
+    assert same(load_image(path), frames[0])
+
+
+@pytest.mark.parametrize("format", media_loader.FORMATS)
+def test_every_format_of_the_list_is_read(scene, format):
+    lossless = (
+        {"quality": 100, "subsampling": 0} if format == "JPEG" else {"lossless": True} if format == "WEBP" else {}
+    )
+    result = load_image(file_bytes(scene.convert("L").convert("RGB"), format, **lossless))
+    assert result.size == scene.size and result.mode == "RGB"
+    assert np.abs(np.asarray(result)[..., 1].astype(int) - np.asarray(scene.convert("L"))).max() <= 3
+
+
+# --- PITFALL 29: hostile and damaged files ----------------------------------------------------------------------------
+
+
+def test_pitfall_29_formats_outside_the_list_are_not_opened(scene):
+    for format in ("ICO", "TGA", "PCX", "EPS", "PDF", "JPEG2000", "SGI"):
+        with pytest.raises(ValueError, match="PNG, JPEG") as error:
+            load_image(file_bytes(scene, format))
+        sentence(error)
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that promises width × height pixels in a few dozen bytes."""
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"\0")),
+        (b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+
+
+@pytest.mark.parametrize("size", [(13378, 13378), (2**30, 2**30), (1, media_loader.MAX_IMAGE_PIXELS + 1)])
+def test_pitfall_29_bombs_are_refused_by_their_header(size, monkeypatch):
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded before the size was checked"))
+    with pytest.raises(ValueError, match="limit of 178,956,970") as error:
+        load_image(png_header(*size))
+    sentence(error)
+
+
+def test_pitfall_29_the_limit_is_ours_whatever_pillow_is_set_to(scene, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # many scripts switch Pillow's own check off
+    with pytest.raises(ValueError, match="20000×20000.*178,956,970"):
+        load_image(png_header(20000, 20000))
+    monkeypatch.setattr(media_loader, "MAX_IMAGE_PIXELS", 40 * 30 - 1)
+    for source in (scene, np.asarray(scene), file_bytes(scene, "GIF")):
+        with pytest.raises(ValueError, match="1,199"):
+            load_image(source)
+    monkeypatch.setattr(media_loader, "MAX_IMAGE_PIXELS", 40 * 30)
+    assert same(load_image(file_bytes(scene, "BMP")), scene)
+
+
+@pytest.mark.parametrize("format", media_loader.FORMATS)
+def test_pitfall_29_truncated_files_are_errors(scene, format, tmp_path):
+    content = file_bytes(scene.resize((300, 200)), format)
+    path = tmp_path / "cut.picture"
+    for share in (0.1, 0.5, 0.9):
+        path.write_bytes(content[: int(len(content) * share)])
+        with pytest.raises(ValueError, match="cut.picture") as error:
+            load_image(path)
+        sentence(error)
+
+
+@pytest.mark.parametrize("format", media_loader.FORMATS)
+def test_pitfall_29_damaged_bytes_never_raise_anything_else(scene, format):
+    content = file_bytes(scene, format)
+    rng = np.random.default_rng(len(content))
+    for _ in range(60):
+        damaged = bytearray(content)
+        for place in rng.integers(0, min(len(content), 400), 4):
+            damaged[place] = rng.integers(256)
+        try:
+            assert load_image(bytes(damaged)).mode == "RGB"
+        except ValueError as error:
+            assert str(error).isprintable()
+
+
+def test_pitfall_29_base64_has_a_cap(monkeypatch, scene):
+    uri = "data:image/png;base64," + base64.b64encode(file_bytes(scene, "PNG")).decode()
+    monkeypatch.setattr(media_loader, "MAX_BASE64_CHARS", len(uri))
+    assert same(load_image(uri), scene)
+    monkeypatch.setattr(media_loader, "MAX_BASE64_CHARS", len(uri) - 1)
+    with pytest.raises(ValueError, match="characters") as error:
+        load_image(uri)
+    sentence(error)
+
+
+@pytest.mark.parametrize(
+    "uri, hint",
+    [
+        ("data:image/png,abc", "base64 data URI"),
+        ("data:image/png;base64", "base64 data URI"),
+        ("data:image/png;base64,***", "no valid base64"),
+        ("data:image/png;base64,é", "no valid base64"),
+        ("data:image/png;base64,", "empty"),
+        ("data:text/plain;base64,aGVsbG8=", "no picture"),
+    ],
+)
+def test_data_uris_that_hold_no_picture(uri, hint):
+    with pytest.raises(ValueError, match=hint) as error:
+        load_image(uri)
+    sentence(error)
+
+
+def test_missing_files_folders_and_texts_named_jpg(tmp_path):
+    with pytest.raises(FileNotFoundError, match="missing.png") as error:
+        load_image(tmp_path / "missing.png")
+    sentence(error)
+    with pytest.raises(FileNotFoundError, match="missing.png"):
+        load_image((tmp_path / "missing.png").as_uri())
+    with pytest.raises(ValueError, match="folder") as error:
+        load_image(tmp_path)
+    sentence(error)
+    (tmp_path / "text.jpg").write_text("I am a picture, honestly.")
+    with pytest.raises(ValueError, match="text.jpg is no picture") as error:
+        load_image(tmp_path / "text.jpg")
+    sentence(error)
+    (tmp_path / "empty.jpg").touch()
+    with pytest.raises(ValueError, match="empty.jpg is empty") as error:
+        load_image(tmp_path / "empty.jpg")
+    sentence(error)
+    with pytest.raises(ValueError, match="not an ordinary file") as error:
+        load_image("/dev/null")
+    sentence(error)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "null\0character.png", "two\nlines.png", ""])
+def test_names_that_no_file_can_have(name):
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        load_image(name)
+    sentence(error)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://example.com/a.png", "https://example.com/a.png", "HTTPS://X/y", "s3://b/c.png"]
+)
+def test_urls_are_not_read_and_the_error_says_what_to_do(url):
+    with pytest.raises(ValueError, match="save .* to a file") as error:
+        load_image(url)
+    sentence(error)
+
+
+@pytest.mark.parametrize("url", ["file://other.host/a.png", "file:a.png", "file:////server/share/a.png", "file://"])
+def test_file_urls_name_files_of_this_machine_only(url):
+    with pytest.raises(ValueError, match="file:///folder") as error:
+        load_image(url)
+    sentence(error)
+
+
+# --- PITFALL 23: boxes ------------------------------------------------------------------------------------------------
+
+
+def marked(name: str | None, *boxes: str) -> str:
+    ref = "" if name is None else f"<|object_ref_start|>{name}<|object_ref_end|>"
+    return ref + "".join(f"<|box_start|>{box}<|box_end|>" for box in boxes)
+
+
+def test_pitfall_23_boxes_are_thousandths_of_the_original_picture():
+    text = marked("red circle", "(100,200),(300,450)") + "<|im_end|>"
+    assert parse_boxes(text, width=640, height=480) == [Box("red circle", 64.0, 96.0, 192.0, 216.0)]
+
+
+def test_pitfall_23_several_names_several_boxes_and_none():
+    text = (
+        "There is "
+        + marked("a cat", "(0,0),(10,10)", "(20,20),(30,30)")
+        + ", "
+        + marked(" 红色的圆 ", "(1,2),(3,4)")
+        + " and here: "
+        + marked(None, "(5,6),(7,8)")
+        + marked("nothing")
+        + " at all."
+    )
+    assert parse_boxes(text, 1000, 1000) == [
+        Box("a cat", 0, 0, 10, 10),
+        Box("a cat", 20, 20, 30, 30),
+        Box("红色的圆", 1, 2, 3, 4),
+        Box("", 5, 6, 7, 8),
+    ]
+    spaced = marked("dog") + "\n" + marked(None, "(1,1),(2,2)") + ", " + marked(None, "( 3 , 3 ) , ( 4 , 4 )")
+    assert [box.name for box in parse_boxes(spaced, 100, 100)] == ["dog", "dog"]
+
+
+def test_pitfall_23_clamped_and_put_in_order():
+    text = marked("x", "(900,-5),(1200,99999999999999999999)", "(300,400),(100,200)", "(1.5,2),(3,4.5)")
+    assert parse_boxes(text, 1000, 500) == [
+        Box("x", 900, 0, 1000, 500),
+        Box("x", 100, 100, 300, 200),
+        Box("x", 1.5, 1, 3, 2.25),
+    ]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "",
+        "(1,2)",
+        "(1,2),(3)",
+        "(1,2),(3,4),(5,6)",
+        "(1,2)(3,4)",
+        "1,2,3,4",
+        "(a,b),(c,d)",
+        "(1,2),(3,4",
+        "(٣,2),(3,4)",
+    ],
+)
+def test_pitfall_23_malformed_boxes_are_skipped_and_the_good_ones_kept(broken):
+    text = marked("x", "(0,0),(1,1)", broken, "(2,2),(3,3)")
+    assert parse_boxes(text, 1000, 1000) == [Box("x", 0, 0, 1, 1), Box("x", 2, 2, 3, 3)]
+    for unclosed in ("<|box_start|>(1,2),(3,4)", "<|object_ref_start|>y", "<|box_end|>", "<|object_ref_end|>"):
+        found = parse_boxes(unclosed + marked("x", "(0,0),(1,1)") + unclosed, 1000, 1000)
+        assert found == [Box("x", 0, 0, 1, 1)]
+
+
+def test_pitfall_23_no_boxes_and_no_picture():
+    assert parse_boxes("A red circle.", 10, 10) == parse_boxes("", 10, 10) == []
+    with pytest.raises(ValueError, match="size of their picture") as error:
+        parse_boxes("", 0, 10)
+    sentence(error)
+
+
+def test_parsing_takes_no_time_on_hostile_text():
+    for piece in ("<|object_ref_start|>", "<|box_start|>", "<|box_start|>(1", "(1,1),", "1" * 10, "<|"):
+        text = piece * 20000
+        assert parse_boxes(text + marked("x", text, "1" * 20000), 10, 10) == []
+
+
+def test_drawing_leaves_the_picture_and_puts_the_lines_where_the_box_is(scene):
+    image = Image.new("RGB", (300, 300), "white")
+    before = image.tobytes()
+    drawn = draw_boxes(image, [Box("", 50, 60, 200, 250)])
+    assert image.tobytes() == before and drawn.size == image.size and drawn is not image
+    changed = np.argwhere((np.asarray(drawn) != 255).any(2))  # (n, 2): row, column
+    assert changed.min(0).tolist() == [60, 50] and changed.max(0).tolist() == [249, 199]
+    assert drawn.getpixel((125, 150)) == WHITE, "not filled"
+    assert draw_boxes(scene, []).tobytes() == scene.tobytes()
+
+
+def test_every_box_has_its_own_colour_and_shows_on_it():
+    boxes = [Box("", 10 + 25 * i, 10, 30 + 25 * i, 290) for i in range(12)]
+    drawn = draw_boxes(Image.new("RGB", (320, 300), "white"), boxes)
+    colours = [drawn.getpixel((int(box.x1) + 1, 150)) for box in boxes]
+    distances = [np.abs(np.subtract(a, b)).max() for i, a in enumerate(colours) for b in colours[:i]]
+    assert min(distances) > 40
+    for colour, box in zip(colours, boxes):
+        on_itself = np.asarray(draw_boxes(Image.new("RGB", (320, 300), colour), [boxes[0], box]))
+        assert (on_itself != colour).any()
+
+
+@pytest.mark.parametrize("background", ["white", "black", "red", (255, 255, 0), (128, 128, 128)])
+def test_names_are_legible_on_any_background(background):
+    """The tag behind the letters makes their contrast, whatever the picture: light ink on dark or dark on light."""
+    for i in range(8):
+        boxes = [Box("", 0, 0, 1, 1)] * i + [Box("MMMMMM", 60, 100, 280, 280)]
+        drawn = draw_boxes(Image.new("RGB", (300, 300), background), boxes)
+        inside = np.asarray(drawn.convert("L").crop((64, 92, 100, 97))).astype(int)
+        assert inside.max() - inside.min() > 75, (i, inside)
+
+
+def test_lines_grow_with_the_picture():
+    def line_width(side):
+        drawn = np.asarray(draw_boxes(Image.new("RGB", (side, side)), [Box("", 0, 0, side, side)]))
+        return int((drawn[side // 2, : side // 2] != 0).any(1).sum())
+
+    assert line_width(56) == 2 and line_width(448) == 3 and line_width(3000) == 20
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        Box("a name much longer than the picture is wide, by a lot" * 9, 0, 0, 5, 5),
+        Box("corner", 99, 99, 100, 100),
+        Box("outside", -500, -500, 5000, 5000),
+        Box("reversed", 80, 80, 20, 20),
+        Box("two\nlines\tand 中文 \x00", 10, 10, 50, 50),
+        Box("empty", 50, 50, 50, 50),
+        Box("fractions", 10.4, 10.5, 20.6, 30.1),
+    ],
+)
+def test_odd_boxes_are_drawn_too(box):
+    for size in ((100, 100), (1, 1), (300, 7)):
+        drawn = draw_boxes(Image.new("RGB", size, "white"), [box])
+        assert drawn.size == size
+    assert np.asarray(draw_boxes(Image.new("RGB", (100, 100), "white"), [box])).min() == 0
+
+
+def test_names_at_the_same_place_do_not_cover_each_other():
+    boxes = [Box("MMM", 100, 100, 250, 250)] * 3
+    once, thrice = (np.asarray(draw_boxes(Image.new("RGB", (300, 300), "white"), boxes[:n])) for n in (1, 3))
+    first_tag = np.argwhere((once[:90] != 255).any(2))
+    top, bottom = first_tag[:, 0].min(), 100
+    assert np.array_equal(thrice[top:bottom], once[top:bottom]), "the first name is still there"
+    assert (thrice[bottom:130, 105:130] != once[bottom:130, 105:130]).any(), "the others are below it"
+
+
+def test_drawing_takes_what_loading_takes(tmp_path):
+    photo = load_sample_image("flower.jpg")
+    Image.fromarray(photo).save(tmp_path / "flower.png")
+    boxes = [Box("flower", 200, 50, 500, 400)]
+    assert same(draw_boxes(tmp_path / "flower.png", boxes), draw_boxes(photo, boxes))

@@ -1,0 +1,415 @@
+"""Names of checkpoints → modules with weights, and back. A name is "tiny", a folder, or a Hub id `org/name`.
+
+Only safetensors are read (a pickled .bin can run code), in both key layouts, in one file or in shards. All that the
+headers can tell is checked before the first weight is read. Then the weights go one by one from the mapped file to
+their place: there is never a second copy of the model in memory.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+import re
+import sys
+import timeit
+from dataclasses import asdict, fields
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import qwen2vl_mini  # which imports this module too: names of it are looked up when they are used, not before
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)  # org/name
+SHARD_NAME = re.compile(r"[\w-][\w.-]*\.safetensors", re.ASCII)  # no separators: it stays in its folder
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+STORED_DTYPES = ("BF16", "F16", "F32", "F64")  # safetensors' names
+BFLOAT16_GAIN = 1.2  # how many times faster bfloat16 must be on a CPU before "auto" gives up float32's digits
+
+
+def find_checkpoint(name: str | Path, weights: bool = False) -> Path:
+    """The folder of a checkpoint: "tiny" (bundled), a folder, or a Hub id `org/name`, which is downloaded once.
+
+    From the Hub come the small files, and the weights (gigabytes) with `weights=True` only. HF_HOME, HF_ENDPOINT,
+    HF_TOKEN and HF_HUB_OFFLINE mean what they mean everywhere. Raises FileNotFoundError or ValueError.
+    """
+    if name == "tiny":
+        homes = Path(__file__).resolve().parent, Path(sys.prefix, "share", "qwen2vl-mini")
+        for folder in (home / "checkpoints" / "tiny" for home in homes):
+            if folder.is_dir():
+                return folder
+        raise FileNotFoundError(f"The bundled checkpoint is not in {homes[0] / 'checkpoints' / 'tiny'}: install again.")
+    folder = Path(os.path.expanduser(name))
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise ValueError(f"{folder} is a file; pass the folder it is in.")
+    if not isinstance(name, str) or not HUB_ID.fullmatch(name):
+        raise FileNotFoundError(f"{str(name)!r}: no such folder and not a Hub id, which looks like org/name.")
+    return download(name, ["*.json", "*.jinja", "*.txt"] + ["*.safetensors"] * weights)
+
+
+def download(name: str, patterns: list[str]) -> Path:
+    """The files of a Hub model that match, in the Hub's own cache. Every failure becomes one sentence (ValueError)."""
+    import huggingface_hub  # slow to import, and only needed here
+    from huggingface_hub import constants, errors
+
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+    except errors.GatedRepoError:  # before the next one, of whose kind it is
+        problem = f"wants its terms accepted: do so at {constants.ENDPOINT}/{name}, then set HF_TOKEN to your token."
+    except errors.RepositoryNotFoundError:
+        problem = f"is neither a folder here nor a model at {constants.ENDPOINT}; if it is private, set HF_TOKEN."
+    except errors.LocalEntryNotFoundError:
+        problem = f"is not in the cache, and {constants.ENDPOINT} cannot be reached: check the connection."
+        if constants.HF_HUB_OFFLINE:
+            problem = "is not (completely) in the cache, and HF_HUB_OFFLINE forbids to download it: unset it once."
+    except Exception as error:  # whatever else the network, the server or the disk come up with
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        problem = f"could not be downloaded ({reason}); run it again, finished files are kept."
+        if getattr(getattr(error, "response", None), "status_code", None) == 401:
+            problem = "cannot be downloaded, because the Hub refuses your token: renew or unset HF_TOKEN."
+    raise ValueError(f"{name!r} {problem}") from None
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object from a file; errors name the file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise ValueError(f"{path} is not valid JSON ({error}).") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} should hold a JSON object, not a {type(content).__name__}.")
+    return content
+
+
+def config_from_dict(d: dict) -> qwen2vl_mini.Qwen2VLConfig:
+    """From the content of a config.json: *flat*, as released (text fields at the root), or with a `text_config`."""
+    if d.get("model_type") != "qwen2_vl":
+        raise ValueError(f"config.json describes a {d.get('model_type')!r} model; this is for 'qwen2_vl' only.")
+    text, vision = d | (d.get("text_config") or {}), d.get("vision_config") or {}
+    rope = (text.get("rope_scaling") or {}) | (text.get("rope_parameters") or {})
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    if rope_type not in ("default", "mrope") or text.get("use_sliding_window") or d.get("quantization_config"):
+        raise ValueError("config.json asks for a sliding window, quantised weights or scaled RoPE: not supported.")
+    # M-RoPE goes by the presence of `mrope_section`, never by a type name: the name changed between releases.
+    text["mrope_section"] = rope.get("mrope_section")
+    text["rope_theta"] = rope.get("rope_theta", text.get("rope_theta", 1e6))
+    text["tie_word_embeddings"] = bool(d.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
+
+    def pick(kind: type, values: dict) -> dict:
+        return {field.name: values[field.name] for field in fields(kind) if field.name in values}
+
+    text = qwen2vl_mini.Qwen2VLTextConfig(**pick(qwen2vl_mini.Qwen2VLTextConfig, text))
+    vision = qwen2vl_mini.Qwen2VLVisionConfig(**pick(qwen2vl_mini.Qwen2VLVisionConfig, vision))
+    for name, whole, part in (
+        ("hidden_size / num_attention_heads", text.hidden_size, text.num_attention_heads),
+        ("num_attention_heads / num_key_value_heads", text.num_attention_heads, text.num_key_value_heads),
+        ("vision embed_dim / (4 · num_heads)", vision.embed_dim, 4 * vision.num_heads),
+    ):
+        if not (isinstance(whole, int) and isinstance(part, int)) or part < 1 or whole < 1 or whole % part:
+            raise ValueError(f"config.json: {name} = {whole} / {part} is not a whole number.")
+    if text.mrope_section and 2 * sum(text.mrope_section) != text.head_dim:
+        raise ValueError(f"config.json: mrope_section {text.mrope_section} must add up to {text.head_dim // 2}.")
+    if vision.hidden_size != text.hidden_size:
+        raise ValueError(f"config.json: the merger's {vision.hidden_size} channels are not {text.hidden_size}.")
+    ids = {name: value for name, value in pick(qwen2vl_mini.Qwen2VLConfig, d).items() if name.endswith("_id")}
+    return qwen2vl_mini.Qwen2VLConfig(text, vision, **ids)
+
+
+def config_to_dict(config: qwen2vl_mini.Qwen2VLConfig) -> dict:
+    """The content of a config.json in the released, flat layout."""
+    d = {"architectures": ["Qwen2VLForConditionalGeneration"], "model_type": "qwen2_vl", "hidden_act": "silu"}
+    d |= asdict(config)
+    d |= d.pop("text_config")
+    if section := d.pop("mrope_section"):
+        d["rope_scaling"] = {"type": "mrope", "mrope_section": list(section)}
+    d["vision_config"] |= {"model_type": "qwen2_vl", "hidden_act": "quick_gelu", "in_chans": 3}
+    return d
+
+
+def read_chat_template(folder: Path) -> str | None:
+    """A checkpoint's chat template (Jinja), from the newest of the three places where one may be; None without one."""
+    if (folder / "chat_template.jinja").exists():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    files = [folder / name for name in ("chat_template.json", "tokenizer_config.json") if (folder / name).exists()]
+    return next((template for file in files if (template := read_json(file).get("chat_template"))), None)
+
+
+class StoredTensor(NamedTuple):
+    """Where a weight lies."""
+
+    file: Path
+    key: str
+    shape: tuple[int, ...]
+
+    def read(self) -> Tensor:
+        """A view of the mapped file. It is mapped anew for each weight, so that the last one's pages are given back."""
+        with safe_open(self.file, "pt") as content:
+            return content.get_tensor(self.key)
+
+
+def our_name(key: str) -> str:
+    """A file's key → our module's name, which is the released key. Newer files have longer ones, shortened here."""
+    return re.sub(r"^model\.visual\.", "visual.", re.sub(r"^model\.language_model\.", "model.", key))
+
+
+def some_of(names) -> str:
+    """The first few names, and how many there are."""
+    names = sorted(names)
+    return ", ".join(names[:3]) + (f", … ({len(names)} in all)" if len(names) > 3 else "")
+
+
+def list_shards(folder: Path) -> dict[str, set[str] | None]:
+    """The weight files of a folder, each with the keys that the index promises (None: no index). Opens none of them."""
+    index = folder / INDEX
+    if (folder / WEIGHTS).exists():
+        return {WEIGHTS: None}
+    if not index.exists():
+        way_out = "load other formats, such as pytorch_model.bin, with transformers and save_pretrained them anew"
+        raise FileNotFoundError(f"{folder} has no {WEIGHTS} and no {INDEX}; {way_out}.")
+    weight_map = read_json(index).get("weight_map")
+    if not weight_map or not isinstance(weight_map, dict):
+        raise ValueError(f"{index} has no weight_map, the table that says which key is in which file.")
+    shards: dict[str, set[str] | None] = {}
+    for key, shard in weight_map.items():
+        if not isinstance(shard, str) or not SHARD_NAME.fullmatch(shard):
+            raise ValueError(f"{index} puts {key} into {shard!r}, which is not the plain name of a .safetensors file.")
+        if not (folder / shard).is_file():
+            raise FileNotFoundError(f"{index} puts {key} into {shard}, which is missing: get that file too.")
+        shards.setdefault(shard, set()).add(key)
+    return shards
+
+
+def list_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Our names of all stored weights → where they lie. Reads the headers only, and trusts none of them."""
+    found: dict[str, StoredTensor] = {}
+    for shard, promised in list_shards(folder).items():
+        file = folder / shard
+        try:
+            with safe_open(file, "pt") as content:  # refuses headers over 100 MB and offsets that do not fit the file
+                slices = {key: content.get_slice(key) for key in content.keys()}
+                headers = {key: (tuple(part.get_shape()), part.get_dtype()) for key, part in slices.items()}
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{file} is not a whole safetensors file ({error}); download or copy it again.") from None
+        if promised is not None and promised != headers.keys():
+            raise ValueError(f"{folder / INDEX} and {shard} disagree about {some_of(promised ^ headers.keys())}.")
+        for key, (shape, dtype) in headers.items():
+            name = our_name(key)
+            if name.endswith("rotary_emb.inv_freq"):  # old files store the rotary frequencies, which we compute
+                continue
+            if name in found:
+                raise ValueError(f"{folder} holds {name} twice, as {found[name].key} and as {key}; delete one.")
+            if dtype not in STORED_DTYPES:
+                raise ValueError(f"{file} stores {key} as {dtype}; only {', '.join(STORED_DTYPES)} can be loaded.")
+            found[name] = StoredTensor(file, key, shape)
+    return found
+
+
+def check_complete(model: nn.Module, stored: dict[str, StoredTensor], folder: Path) -> None:
+    """Every parameter exactly once, in its shape: nothing stays at random values and nothing is left over."""
+    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    if missing := expected.keys() - stored.keys():
+        raise ValueError(f"{folder} lacks {some_of(missing)}: these are not the weights that config.json describes.")
+    if unexpected := stored.keys() - expected.keys():
+        keys = some_of(stored[name].key for name in unexpected)
+        raise ValueError(f"{folder} holds {keys}, for which the model in config.json has no place.")
+    for name, shape in expected.items():
+        if stored[name].shape != shape:
+            raise ValueError(
+                f"{folder}: {stored[name].key} has shape {stored[name].shape}, but config.json says {shape}."
+            )
+
+
+def is_tied(config_says: bool, stored: dict[str, StoredTensor], folder: Path) -> bool:
+    """Is the output matrix the input embedding? The weights decide; where config.json says otherwise, we say so."""
+    if HEAD not in stored:
+        if not config_says:
+            logger.warning(f"{folder} has no {HEAD}: the embedding takes its place, though config.json says untied.")
+        return True
+    if config_says and EMBEDDING in stored:
+        head, embedding = stored[HEAD].read(), stored[EMBEDDING].read()
+        if head.dtype == embedding.dtype and torch.equal(head, embedding):
+            return True
+        logger.warning(f"{folder} has a {HEAD} of its own, which is used, though config.json says tied.")
+    return False
+
+
+def choose_device(device: str | torch.device) -> torch.device:
+    """'auto' is the first of cuda, mps and cpu that is there; any other name is checked."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        return torch.device(next(kind for kind, usable in there.items() if usable))
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError):
+        chosen = None
+    if chosen is None or chosen.type not in there:
+        raise ValueError(f"device={device!r} is unknown; choose 'auto', 'cpu', 'cuda', 'cuda:1' (and so on) or 'mps'.")
+    if not there[chosen.type] or (chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count()):
+        raise ValueError(f"PyTorch sees no {chosen} here; choose device='auto' or 'cpu'.")
+    return chosen
+
+
+def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """'auto' is bfloat16 where the device is fast in it, else float32. Never float16: Qwen2-VL overflows in it."""
+    if dtype == "auto":
+        if device.type == "cuda":
+            fast = torch.cuda.get_device_capability(device) >= (8, 0)  # Ampere was the first
+        else:  # Apple's GPUs differ between chips and systems, so there bfloat16 is for the user to ask for
+            fast = device.type == "cpu" and cpu_is_fast_in_bfloat16()
+        return torch.bfloat16 if fast else torch.float32
+    chosen = DTYPES.get(dtype, dtype)
+    if chosen not in DTYPES.values():
+        raise ValueError(f"dtype={dtype!r} is unknown; choose 'auto', {', '.join(map(repr, DTYPES))}.")
+    return chosen
+
+
+@functools.cache
+def cpu_is_fast_in_bfloat16() -> bool:
+    """Try a matrix product in both, which takes some 20 ms: new CPUs have units for bfloat16, older ones emulate it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the units are each core's own, and one thread is not held up by other programs
+
+    def best_seconds(dtype: torch.dtype) -> float:
+        x, weight = torch.ones(64, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
+        return min(timeit.repeat(lambda: nn.functional.linear(x, weight), number=1, repeat=5))  # the first warms up
+
+    try:
+        return best_seconds(torch.float32) > BFLOAT16_GAIN * best_seconds(torch.bfloat16)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def load_model(
+    name: str | Path,
+    model_class: type | None = None,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+    attn_implementation: str = "sdpa",
+    torch_dtype: str | torch.dtype | None = None,
+    device_map: str | torch.device | None = None,
+) -> nn.Module:
+    """A model with a checkpoint's weights, in `eval()` mode; `model_class` defaults to Qwen2VLForConditionalGeneration.
+
+    `dtype` "auto" is bfloat16 where that is fast, else float32; `device` "auto" is cuda, mps or cpu. `torch_dtype`
+    and `device_map` are the official names of the same two. Raises ValueError or FileNotFoundError.
+    """
+    device = choose_device(device if device_map is None else device_map)
+    dtype = choose_dtype(dtype if torch_dtype is None else torch_dtype, device)
+    folder = find_checkpoint(name, weights=True)
+    if not (folder / "config.json").exists():
+        raise FileNotFoundError(f"{folder} has no config.json: it is not the folder of a checkpoint.")
+    config = qwen2vl_mini.Qwen2VLConfig.from_pretrained(folder)
+    stored = list_tensors(folder)
+    with torch.device("meta"):  # shapes without memory
+        model = (model_class or qwen2vl_mini.Qwen2VLForConditionalGeneration)(config, attn_implementation)
+    has_head, tied = hasattr(model, "lm_head"), False
+    if has_head:
+        tied = config.text_config.tie_word_embeddings = is_tied(config.text_config.tie_word_embeddings, stored, folder)
+        embedding = model.model.embed_tokens.weight
+        model.lm_head.weight = embedding if tied else nn.Parameter(torch.empty_like(embedding))
+    if tied or not has_head:
+        stored.pop(HEAD, None)
+    check_complete(model, stored, folder)
+    try:
+        for path, where in stored.items():
+            weight = nn.Parameter(where.read().to(device=device, dtype=dtype, copy=True))
+            module, _, leaf = path.rpartition(".")
+            setattr(model.get_submodule(module), leaf, weight)
+    except RuntimeError as error:  # out of memory; only CUDA has a class of its own for that
+        if "allocate" not in str(error):
+            raise
+        size = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize / 1e9
+        what = f"the {size:.1f} GB of weights in {folder}, as {dtype}".replace("torch.", "")
+        raise ValueError(f"{device} has not enough free memory for {what}.") from None
+    if tied:
+        model.lm_head.weight = model.model.embed_tokens.weight
+    if has_head and (folder / "generation_config.json").exists():
+        model.generation_config = read_json(folder / "generation_config.json")
+    return model.eval()
+
+
+def load(
+    name: str | Path = "tiny",
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+    attn_implementation: str = "sdpa",
+    **image_options,
+):
+    """(model, processor) of a checkpoint; `image_options` such as `max_pixels` win over what the checkpoint says."""
+    folder = find_checkpoint(name, weights=True)
+    model = load_model(folder, dtype=dtype, device=device, attn_implementation=attn_implementation)
+    return model, qwen2vl_mini.Qwen2VLProcessor.from_pretrained(folder, **image_options)
+
+
+def save(model: nn.Module, processor, folder: str | Path, max_shard_bytes: float = 5e9) -> None:
+    """Write a checkpoint in the layout of the released ones, which transformers reads too; `processor` may be None.
+
+    All is written under temporary names first: a crash while writing leaves the folder as it was.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = dict(model.named_parameters())  # lists a tied weight once, as the embedding
+    shards: list[dict[str, Tensor]] = [{}]
+    for name, weight in weights.items():
+        if shards[-1] and sum(other.nbytes for other in shards[-1].values()) + weight.nbytes > max_shard_bytes:
+            shards.append({})
+        shards[-1][name] = weight.detach()
+    names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+    names = names if len(shards) > 1 else [WEIGHTS]
+    files = {"config.json": model.config.to_dict()}
+    files["config.json"] |= {
+        "tie_word_embeddings": HEAD not in weights,
+        "torch_dtype": str(model.dtype)[len("torch.") :],
+    }
+    if len(shards) > 1:
+        total = sum(weight.nbytes for weight in weights.values())
+        weight_map = {key: name for name, shard in zip(names, shards) for key in shard}
+        files[INDEX] = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    if generation_config := getattr(model, "generation_config", None):
+        files["generation_config.json"] = generation_config
+    if processor is not None:
+        files["preprocessor_config.json"] = processor.image_processor.to_dict()
+        files["tokenizer.json"] = json.loads(processor.tokenizer.bpe.to_str())
+        files["tokenizer_config.json"] = tokenizer_config(processor)
+        if processor.chat_template is not None:
+            files["chat_template.json"] = {"chat_template": processor.chat_template}
+    with TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
+        for name, shard in zip(names, shards):
+            contiguous = {key: weight.contiguous() for key, weight in shard.items()}
+            save_file(contiguous, Path(temporary, name), metadata={"format": "pt"})  # transformers insists on this
+        for name, content in files.items():
+            text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+            Path(temporary, name).write_text(text, encoding="utf-8")
+        stale = {WEIGHTS, INDEX, *(file.name for file in folder.glob("model-*-of-*.safetensors"))} - {*names, *files}
+        for name in (*names, *reversed(files)):  # config.json last: with it the folder becomes a checkpoint
+            os.replace(Path(temporary, name), folder / name)
+        for name in stale:  # of an earlier save in another number of shards
+            (folder / name).unlink(missing_ok=True)
+
+
+def tokenizer_config(processor) -> dict:
+    """The content of tokenizer_config.json, which tells transformers' AutoTokenizer what kind tokenizer.json is."""
+    flags = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
+    added = sorted(processor.tokenizer.bpe.get_added_tokens_decoder().items())
+    return {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "added_tokens_decoder": {str(i): {flag: getattr(token, flag) for flag in flags} for i, token in added},
+        "additional_special_tokens": [token.content for _, token in added if token.special],
+        "bos_token": None,
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "clean_up_tokenization_spaces": False,
+        "chat_template": processor.chat_template,
+    }
