@@ -283,6 +283,7 @@ class Chat:
         length = prompt["input_ids"].shape[1]
         new = what_is_new(prompt, self.cache, self.model.config)
         kept, position = self.cache.length, self.cache.next_position
+        # all the room that this turn can need; a cache that grows by itself doubles
         room = min(length + self.max_new_tokens, self.model.config.text_config.max_position_embeddings)
         self.cache.data = F.pad(self.cache.data, (0, 0, 0, max(0, room - self.cache.data.shape[4])))
         listener, started, counts = Listener(self.processor.tokenizer), time.perf_counter(), False
@@ -358,11 +359,11 @@ def chat_loop(chat: Chat, content: list[dict], args: argparse.Namespace, context
         except KeyboardInterrupt:
             if not (by_hand and answering):
                 raise
-            note("")  # only this answer was meant
+            note("\n(Cut short.)")  # only this answer was meant
         except Exception as error:
             if args.debug or isinstance(error, BrokenPipeError):
                 raise
-            note(f"{sentence(error)} (The conversation is as it was before.)")
+            note(sentence(error) + " (This turn is dropped; the conversation goes on.)" * answering)
         answering = False
 
 
@@ -416,8 +417,8 @@ def run(args: argparse.Namespace) -> None:
     if args.verbose:
         note("settings  " + ", ".join(f"{key} {value}" for key, value in settings.items()))
         note(f"load      {load_seconds:.2f} s")
-        for picture in pictures:
-            note(f"picture   {in_words(picture)}")
+    for picture in pictures if args.verbose or args.chat else ():
+        note(f"picture   {in_words(picture)}")
     chat = Chat(model, processor, system, args.add_vision_id, args.max_new_tokens, seed=args.seed, **sampling)
     if args.chat:
         return chat_loop(chat, content, args, context)
@@ -461,7 +462,10 @@ def main(argv: list[str] | None = None) -> int:
         if not argv:
             note(parser.format_usage() + EXAMPLES % {"prog": parser.prog} + "--help lists all options.")
             return 2
-        run(parser.parse_args(argv))
+        try:
+            run(parser.parse_args(argv))
+        finally:
+            sys.stdout.flush()  # here a reader that has gone is still no error; at Python's exit it is
     except SystemExit as stop:  # argparse, after --help
         return int(stop.code or 0)
     except KeyboardInterrupt:

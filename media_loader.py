@@ -282,9 +282,8 @@ def draw_boxes(image, boxes: list[Box]) -> Image.Image:
         left, right = sorted(min(max(round(x), 0), image.width) for x in (box.x1, box.x2))
         top, bottom = sorted(min(max(round(y), 0), image.height) for y in (box.y1, box.y2))
         right, bottom = max(right - 1, left), max(bottom - 1, top)  # Pillow draws the last pixel too
-        draw.rectangle(
-            (left, top, right, bottom), outline="black", width=line + (line + 2) // 3
-        )  # visible on its own colour
+        edge = line + (line + 2) // 3  # black inside the line, so that it shows on its own colour
+        draw.rectangle((left, top, right, bottom), outline="black", width=edge)
         draw.rectangle((left, top, right, bottom), outline=colour, width=line)
         if label := " ".join(box.name.split())[:100]:
             while len(label) > 1 and font.getlength(label) + 2 * line > image.width:
@@ -295,9 +294,7 @@ def draw_boxes(image, boxes: list[Box]) -> Image.Image:
         wide, tall = round(font.getlength(label)) + 2 * line + 2, down - up + 2 * line
         x = max(0, min(left, image.width - wide))
         y = top - tall if top >= tall else min(top, max(0, image.height - tall))  # above the box if there is room
-        while y + 2 * tall <= image.height and any(
-            abs(y - b) < tall and x < a + w and a < x + wide for a, b, w in placed
-        ):
+        while y + 2 * tall <= image.height and any(abs(y - b) < tall and a - wide < x < a + w for a, b, w in placed):
             y += tall  # below a name that is there already
         placed.append((x, y, wide))
         draw.rectangle((x, y, x + wide - 1, y + tall - 1), fill=colour, outline="black")

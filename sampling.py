@@ -26,7 +26,7 @@ def sampling_settings(generation_config: dict, **asked) -> dict:
         raise ValueError("Sampling needs temperature ≥ 0, 0 < top_p ≤ 1 and top_k ≥ 0.")
     if settings["repetition_penalty"] <= 0:
         raise ValueError("repetition_penalty must be above 0 (1 changes nothing).")
-    if settings["temperature"] == 0 or settings["top_k"] == 1 or not settings["do_sample"]:
+    if settings["temperature"] < 1e-5 or settings["top_k"] == 1 or not settings["do_sample"]:
         settings |= {"do_sample": False, "temperature": 0.0, "top_p": 1.0, "top_k": 1}  # all of these mean: greedy
     return settings
 

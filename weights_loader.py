@@ -64,19 +64,22 @@ def download(name: str, patterns: list[str]) -> Path:
     import huggingface_hub  # slow to import, and only needed here
     from huggingface_hub import constants, errors
 
+    def reason(error: BaseException) -> str:
+        return " ".join(str(error).split())[:200] or type(error).__name__
+
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
     except errors.GatedRepoError:  # before the next one, of whose kind it is
         problem = f"wants its terms accepted: do so at {constants.ENDPOINT}/{name}, then set HF_TOKEN to your token."
     except errors.RepositoryNotFoundError:
         problem = f"is neither a folder here nor a model at {constants.ENDPOINT}; if it is private, set HF_TOKEN."
-    except errors.LocalEntryNotFoundError:
-        problem = f"is not in the cache, and {constants.ENDPOINT} cannot be reached: check the connection."
+    except errors.LocalEntryNotFoundError as error:
+        why = reason(error.__cause__ or error)
+        problem = f"is not in the cache, and {constants.ENDPOINT} does not send it ({why}): check the connection."
         if constants.HF_HUB_OFFLINE:
             problem = "is not (completely) in the cache, and HF_HUB_OFFLINE forbids to download it: unset it once."
     except Exception as error:  # whatever else the network, the server or the disk come up with
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        problem = f"could not be downloaded ({reason}); run it again, finished files are kept."
+        problem = f"could not be downloaded ({reason(error)}); run it again, finished files are kept."
         if getattr(getattr(error, "response", None), "status_code", None) == 401:
             problem = "cannot be downloaded, because the Hub refuses your token: renew or unset HF_TOKEN."
     raise ValueError(f"{name!r} {problem}") from None
@@ -366,14 +369,10 @@ def save(model: nn.Module, processor, folder: str | Path, max_shard_bytes: float
         if shards[-1] and sum(other.nbytes for other in shards[-1].values()) + weight.nbytes > max_shard_bytes:
             shards.append({})
         shards[-1][name] = weight.detach()
-    names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
-    names = names if len(shards) > 1 else [WEIGHTS]
-    files = {"config.json": model.config.to_dict()}
-    files["config.json"] |= {
-        "tie_word_embeddings": HEAD not in weights,
-        "torch_dtype": str(model.dtype)[len("torch.") :],
-    }
+    names, dtype = [WEIGHTS], str(model.dtype).removeprefix("torch.")
+    files = {"config.json": model.config.to_dict() | {"tie_word_embeddings": HEAD not in weights, "torch_dtype": dtype}}
     if len(shards) > 1:
+        names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
         total = sum(weight.nbytes for weight in weights.values())
         weight_map = {key: name for name, shard in zip(names, shards) for key in shard}
         files[INDEX] = {"metadata": {"total_size": total}, "weight_map": weight_map}

@@ -111,7 +111,7 @@ def type_in(monkeypatch, *lines: str, by_hand: bool = False) -> None:
 
 def start(*argv: str, **options) -> subprocess.Popen:
     """The real thing, as a user starts it."""
-    environment = os.environ | {"PYTHONIOENCODING": "utf-8"}
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"} | {"PYTHONIOENCODING": "utf-8"}
     pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
     command = [sys.executable, *argv, "--dtype", "float32", "--device", "cpu"]
     return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, encoding="utf-8", **pipes | options)
@@ -663,7 +663,8 @@ def test_border_never_lies_inside_a_picture(loaded, pictures):
 
 def test_chat_keeps_turns_and_takes_pictures(ask, pictures, monkeypatch, conversations, script):
     script("Hello.", "A red circle.", "Yes.", "Again.")
-    lines = ["Hi.", "/tokens", f"/image {pictures['a']}", "What is it?", "", " /path is text", "/clear", "Hi."]
+    lines = ["Hi.", "/tokens", f"/image {pictures['a']}", "What is it?", "", " /path is text"]
+    lines += [f"/image {pictures['b']}", "/clear", "Hi."]
     type_in(monkeypatch, *lines, "/tokens", "/help", "/exit", "never read")
     code, out, err = ask("--chat", "--system", "Be brief.")
     assert (code, out) == (0, "Hello.\nA red circle.\nYes.\nAgain.\n")
@@ -684,7 +685,7 @@ def test_chat_survives_what_goes_wrong(ask, pictures, monkeypatch, conversations
     code, out, err = ask("--chat")
     assert (code, out) == (0, "One.\nTwo.\n")
     assert len(err.splitlines()) == len(bad) and err.count("error: ") == len(bad) and "Traceback" not in err
-    assert err.count("as it was before") == len(bad) - 1
+    assert err.count("This turn is dropped") == 1 and "dropped" in err.splitlines()[-1]
     assert len(conversations[-1][0]) == 3  # the first turn, its answer, the second turn
 
 
@@ -722,7 +723,7 @@ def test_run_as_a_program(checkpoint, pictures):
     process = start(
         "qwen2vl_mini.py", "--model", checkpoint, "--image", pictures["a"], "--max-new-tokens", "6", "--verbose"
     )
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert out.endswith("\n") and "tokens" not in out
     assert "20 tokens" in err and "Cut off" in err and "Traceback" not in err
@@ -730,7 +731,7 @@ def test_run_as_a_program(checkpoint, pictures):
 
 def test_error_as_a_program():
     process = start("qwen2vl_mini.py", "--image", "nowhere.png")
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert (process.returncode, out) == (2, "") and one_sentence(err)
 
 
@@ -741,14 +742,16 @@ def test_chat_as_a_program_until_ctrl_c(checkpoint):
     lines = [process.stderr.readline(), process.stderr.readline()]
     assert "Cut off" in lines[0] and "tokens are in use" in lines[1]
     process.send_signal(signal.SIGINT)  # it waits for the next line
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 130 and err.strip() == "" and out.count("\n") >= 1
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGPIPE")
-def test_reader_that_goes_away_is_no_error(checkpoint):
-    process = start("command_line.py", "--model", checkpoint, "--prompt", "Hello", "--max-new-tokens", "300")
-    assert process.stdout.read(1)
+@pytest.mark.parametrize(
+    "option", ["--verbose", "--count-tokens"]
+)  # an answer is flushed piece by piece, a count is not
+def test_reader_that_goes_away_is_no_error(checkpoint, option):
+    process = start("command_line.py", "--model", checkpoint, "--prompt", "Hello", "--max-new-tokens", "99", option)
     process.stdout.close()
-    assert process.stderr.read() == ""
-    assert process.wait(timeout=120) == 141
+    assert "BrokenPipe" not in process.stderr.read()
+    assert process.wait(timeout=300) == 141

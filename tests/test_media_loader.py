@@ -253,6 +253,12 @@ def test_pitfall_24_sixteen_bits_are_scaled_not_clipped(how):
     assert result.getpixel((39, 29)) == WHITE
 
 
+def test_pitfall_24_a_dark_sixteen_bit_picture_stays_dark():
+    dark = np.full((4, 4), 255, np.uint16)  # would be white in 8 bits
+    for image in (Image.fromarray(dark), Image.fromarray(dark.astype(np.int32))):
+        assert load_image(image).getpixel((0, 0)) == (1, 1, 1)
+
+
 @pytest.mark.parametrize("top", [1, 255, 65535])
 def test_pitfall_24_floats_of_the_usual_scales(scene, top):
     grey = np.asarray(scene.convert("L"))
@@ -344,6 +350,15 @@ def test_pitfall_29_the_limit_is_ours_whatever_pillow_is_set_to(scene, monkeypat
             load_image(source)
     monkeypatch.setattr(media_loader, "MAX_IMAGE_PIXELS", 40 * 30)
     assert same(load_image(file_bytes(scene, "BMP")), scene)
+
+
+def test_pillows_warnings_stay_away_from_the_user(scene, monkeypatch):
+    """Where Pillow only warns of a large picture, it is loaded; the fixture above makes any warning an error."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 30 - 1)
+    assert same(load_image(file_bytes(scene, "PNG")), scene)
+    paletted = scene.convert("P")
+    paletted.info["transparency"] = bytes(256)
+    assert load_image(paletted).getpixel((0, 0)) == WHITE
 
 
 @pytest.mark.parametrize("format", media_loader.FORMATS)

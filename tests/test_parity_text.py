@@ -589,7 +589,7 @@ def test_pitfall_27_a_base_checkpoint_is_told_apart_from_a_chat_model(template, 
     write(template)
     base = Qwen2VLProcessor.from_pretrained(tmp_path)
     for tokenize in (False, True):
-        with pytest.raises(ValueError, match="no chat template .*base model.*processor") as error:
+        with pytest.raises(ValueError, match="No chat template .*base model.*processor") as error:
             base.apply_chat_template(conversation, tokenize=tokenize)
         assert "\n" not in str(error.value)
     inputs = base(

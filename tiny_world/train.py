@@ -49,7 +49,7 @@ CELLS_PER_BATCH = 1600  # visual tokens; a batch of small pictures has more rows
 MAX_ROWS = 128
 MUON_RATE, ADAMW_RATE = 1e-2, 1e-3
 WARMUP_STEPS = 100
-DECAY_FROM = 0.5  # of the training time; from there the rates fall to zero
+DECAY_FROM = 0.75  # of the training time; from there the rates fall to zero
 STATE_EVERY = 5 * 60  # seconds between two copies of the training state
 
 
@@ -64,6 +64,9 @@ def tiny_config(tokenizer: Qwen2VLTokenizer) -> Qwen2VLConfig:
             num_hidden_layers=4,
             num_attention_heads=6,
             num_key_value_heads=2,
+            # M-RoPE's last pairs, the slow ones, turn with the column. At the released 1e6 they would turn by a thousandth
+            # of a radian over our few columns, and "left to right" could not be learned.
+            rope_theta=20.0,
             mrope_section=[4, 6, 6],
             max_position_embeddings=32768,
         ),
