@@ -65,7 +65,7 @@ def download(name: str, patterns: list[str]) -> Path:
     from huggingface_hub import constants, errors
 
     def reason(error: BaseException) -> str:
-        return " ".join(str(error).split())[:200] or type(error).__name__
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
 
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))

@@ -282,6 +282,9 @@ def test_golden_strings(ours):
     batch = ours.apply_chat_template([GOLDEN_CONVERSATION, GOLDEN_CONVERSATION[:1]], add_vision_id=True)
     assert batch[0] + "<|im_start|>assistant\n" == GOLDEN_WITH_IDS
     assert batch[1] == GOLDEN_WITH_IDS[: GOLDEN_WITH_IDS.index("<|im_start|>assistant")]
+    own = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    expected = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
+    assert ours.apply_chat_template(own) == expected, "the default system message gives way to the user's own"
 
 
 def test_golden_strings_of_the_official_template(official):

@@ -6,8 +6,8 @@ Stop it whenever you like; the same command goes on where it was (its state is k
 `<out>_training/`). The learning rate follows the minutes trained, so --minutes is all there is to set.
 
 Two things make so small a model learn to see in an hour on two cores:
-  * a *training-only* linear head on the merger's output has to name what is centred in each 28×28 cell. With the
-    answers' loss alone the tower gets almost no signal until the decoder can already count and point;
+  * a *training-only* linear head on the merger's output has to name what is centred in each 28×28 cell, and to frame
+    it. With the answers' loss alone the tower gets almost no signal until the decoder can already count and point;
   * Muon for the hidden matrices (AdamW for the rest), with large batches, since its step costs the same for any batch.
 """
 
@@ -64,8 +64,8 @@ def tiny_config(tokenizer: Qwen2VLTokenizer) -> Qwen2VLConfig:
             num_hidden_layers=4,
             num_attention_heads=6,
             num_key_value_heads=2,
-            # M-RoPE's last pairs, the slow ones, turn with the column. At the released 1e6 they would turn by a thousandth
-            # of a radian over our few columns, and "left to right" could not be learned.
+            # M-RoPE's last pairs, the slow ones, turn with the column. At the released 1e6 they would turn by about a
+            # thousandth of a radian over our few columns, and "left to right" could hardly be learned.
             rope_theta=20.0,
             mrope_section=[4, 6, 6],
             max_position_embeddings=32768,
@@ -132,6 +132,15 @@ def encode_chat(tokenizer: Qwen2VLTokenizer, turns: list[tuple[str, str, str]], 
     return ids, labels
 
 
+def cell_boxes(scene: Scene, rows: int, cols: int) -> Tensor:
+    """For each cell the box of the object centred in it, (rows · cols, 4), in shares of the picture's sides, or NaN."""
+    boxes = torch.full((rows, cols, 4), torch.nan)
+    for thing in scene.things:
+        row, col = int(thing.cy / scene.height * rows), int(thing.cx / scene.width * cols)
+        boxes[row, col] = torch.tensor(thing.box) / torch.tensor([scene.width, scene.height] * 2)
+    return boxes.flatten(0, 1)
+
+
 def make_batch(seed: int, tokenizer: Qwen2VLTokenizer, images: Qwen2VLImageProcessor) -> dict:
     """The tensors of one step, the labels of the cell head, and which task each row's answers belong to."""
     rng = random.Random(seed)
@@ -139,7 +148,7 @@ def make_batch(seed: int, tokenizer: Qwen2VLTokenizer, images: Qwen2VLImageProce
     cells = images.num_image_tokens(height, width)
     new_height, new_width = images.target_size(height, width)
     wanted = rng.choice((1, 1, 2))  # turns; the same in all rows, so that little of the batch is padding
-    rows, pixels, grids, cell_targets, tasks = [], [], [], [], []
+    rows, pixels, grids, tasks, classes, boxes = [], [], [], [], [], []
     for _ in range(min(MAX_ROWS, CELLS_PER_BATCH // cells)):
         scene = make_scene(rng, width, height, rng.randint(1, 4))
         turns = ask_several(scene, wanted, rng)
@@ -148,7 +157,8 @@ def make_batch(seed: int, tokenizer: Qwen2VLTokenizer, images: Qwen2VLImageProce
         patches, grid = images.patches_of(render(scene), (new_height, new_width))
         pixels.append(patches)
         grids.append(grid)
-        cell_targets.append(torch.from_numpy(cell_labels(scene, new_height // 28, new_width // 28)))
+        classes.append(torch.from_numpy(cell_labels(scene, new_height // 28, new_width // 28)))
+        boxes.append(cell_boxes(scene, new_height // 28, new_width // 28))
     longest = max(len(ids) for ids, _ in rows)
     return {
         # padding on the right needs no mask: it lies in the future of every real token
@@ -156,7 +166,7 @@ def make_batch(seed: int, tokenizer: Qwen2VLTokenizer, images: Qwen2VLImageProce
         "labels": torch.tensor([labels + [-100] * (longest - len(labels)) for _, labels in rows]),  # (B, S)
         "pixel_values": torch.cat(pixels),  # (N, 1176)
         "image_grid_thw": torch.tensor(grids),  # (B, 3)
-        "cell_targets": torch.cat(cell_targets),  # (M, classes)
+        "cell_targets": torch.cat([torch.cat(classes), torch.cat(boxes)], dim=1),  # (M, classes + 4)
         "tasks": tasks,
     }
 
@@ -178,20 +188,25 @@ class Batches(torch.utils.data.IterableDataset):
 
 
 class CellHead(nn.Module):
-    """Names what is centred in each visual token. It exists in training only and is never saved with the model."""
+    """Names and frames what is centred in each visual token. It exists in training only and is never saved."""
 
     def __init__(self, model: Qwen2VLForConditionalGeneration):
         super().__init__()
-        self.linear = nn.Linear(model.config.text_config.hidden_size, NUM_CELL_CLASSES)
-        nn.init.constant_(self.linear.bias, -5.0)  # nearly every class is absent from nearly every cell
+        self.linear = nn.Linear(model.config.text_config.hidden_size, NUM_CELL_CLASSES + 4)
+        nn.init.constant_(self.linear.bias[:-4], -5.0)  # nearly every class is absent from nearly every cell
         model.visual.merger.register_forward_hook(self.keep)
 
     def keep(self, module: nn.Module, inputs: tuple, output: Tensor) -> None:
         self.seen = output  # (M, C)
 
     def loss(self, targets: Tensor) -> Tensor:
-        """Binary cross-entropy, summed over the classes, averaged over the cells."""
-        return F.binary_cross_entropy_with_logits(self.linear(self.seen), targets, reduction="sum") / len(targets)
+        """Of the classes: binary cross-entropy a cell. Of the boxes: distance of the four sides, an object."""
+        guess = self.linear(self.seen)  # (M, classes + 4)
+        classes = F.binary_cross_entropy_with_logits(guess[:, :-4], targets[:, :-4], reduction="sum") / len(targets)
+        framed = ~targets[:, -1].isnan()
+        return classes + F.l1_loss(guess[framed, -4:], targets[framed, -4:], reduction="sum") / framed.sum().clamp(
+            min=1
+        )
 
 
 def make_optimizers(model: nn.Module, head: nn.Module) -> list[torch.optim.Optimizer]:
@@ -264,7 +279,7 @@ def draw_curves(table: Path, picture: Path) -> None:
         lines = list(csv.DictReader(file))
     minutes = [float(line["minutes"]) for line in lines]
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), constrained_layout=True)
-    for name, label in (("loss", "answers (nats a token)"), ("cell_loss", "cell head (nats a cell)")):
+    for name, label in (("loss", "answers (nats a token)"), ("cell_loss", "cell head")):
         left.plot(minutes, [float(line[name]) for line in lines], label=label)
     for task in TASK_WEIGHTS:
         points = [(m, float(line[task])) for m, line in zip(minutes, lines) if line[task]]
