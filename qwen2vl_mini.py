@@ -156,9 +156,7 @@ def patchify(
     return x.reshape(t * h * w, -1), (t, h, w)
 
 
-def unpatchify(
-    patches: Tensor, grid: tuple[int, int, int], patch_size: int = 14, temporal_patch_size: int = 2, merge_size: int = 2
-) -> Tensor:
+def unpatchify(patches: Tensor, grid: tuple, patch_size=14, temporal_patch_size=2, merge_size=2) -> Tensor:
     """The inverse of `patchify`: patches (N, 1176) → frames (T, 3, height, width)."""
     (t, h, w), f, p, m = grid, temporal_patch_size, patch_size, merge_size
     x = patches.reshape(t, h // m, w // m, m, m, -1, f, p, p)
@@ -225,12 +223,12 @@ class Qwen2VLImageProcessor:
         mean, std = torch.tensor(self.image_mean)[:, None, None], torch.tensor(self.image_std)[:, None, None]
         if self.resample == "pillow":
             pixels = np.array(image.resize((size[1], size[0]), Image.Resampling.BICUBIC))  # (height, width, 3) bytes
-            scaled = (torch.from_numpy(pixels).double() * (1 / 255)).float().movedim(2, 0)  # (3, height, width)
+            scaled = torch.from_numpy(pixels).movedim(2, 0).float() / 255  # (3, height, width)
         else:
             pixels = torch.from_numpy(np.array(image)).movedim(2, 0)[None]  # (1, 3, height, width) bytes
             scaled = F.interpolate(pixels, size, mode="bicubic", antialias=True)[0].float()
             # torchvision's processor folds the 1/255 into mean and std instead; the last bit depends on it
-            mean, std = mean * (1 / (1 / 255)), std * (1 / (1 / 255))
+            mean, std = mean * 255, std * 255
         frame = ((scaled - mean) / std)[None]  # (1, 3, height, width)
         return patchify(frame, self.patch_size, self.temporal_patch_size, self.merge_size)
 
@@ -387,7 +385,10 @@ class Qwen2VLProcessor:
             return self.image_processor.preprocess(images, **options)
         prompts = [self.tokenizer.split(prompt) for prompt in ([text] if isinstance(text, str) else text)]
         images = images if isinstance(images, list | tuple) else [] if images is None else [images]
-        flat = [image for entry in images for image in (entry if isinstance(entry, list | tuple) else [entry])]
+        nested = any(isinstance(entry, list | tuple) for entry in images)  # a list of pictures for each prompt
+        if nested and [len(entry) for entry in images] != [prompt.count("<|image_pad|>") for prompt in prompts]:
+            raise ValueError("Each prompt needs as many <|image_pad|> as there are pictures in its list.")
+        flat = [image for entry in images for image in entry] if nested else images
         return self._assemble(prompts, [{"image": image} for image in flat], **options)
 
     def _assemble(self, prompts, items, padding=True, return_tensors="pt", min_pixels=None, max_pixels=None):
@@ -398,7 +399,7 @@ class Qwen2VLProcessor:
         for item in items:
             if media_kind(item) == "video":
                 raise ValueError("Videos cannot be read yet; pass pictures.")
-            image = load_image(item["image"] if "image" in item else item.get("image_url"))
+            image = load_image(next((item[key] for key in ("image", "image_url", "path") if key in item), None))
             limits = item.get("min_pixels") or min_pixels, item.get("max_pixels") or max_pixels
             size = item.get("resized_height") or image.height, item.get("resized_width") or image.width
             rows, grid = self.image_processor.patches_of(image, self.image_processor.target_size(*size, *limits))
@@ -410,13 +411,13 @@ class Qwen2VLProcessor:
             raise ValueError(f"The text has {wanted} <|image_pad|> but {len(grids)} pictures were given.")
         costs = iter(math.prod(grid) // self.image_processor.merge_size**2 for grid in grids)  # tokens of each picture
         prompts = [[i for id in ids for i in [id] * (next(costs) if id == image_id else 1)] for ids in prompts]
-        longest = max(map(len, prompts))
+        longest = max(map(len, prompts), default=0)
         if not padding and any(len(ids) != longest for ids in prompts):
             raise ValueError("Prompts of different lengths need padding=True to become one tensor.")
         # On the left, whatever the tokenizer's file says: new tokens must follow the prompt, not its padding.
         padded = [[self.tokenizer.pad_token_id] * (longest - len(ids)) + ids for ids in prompts]
         mask = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts]
-        inputs = BatchFeature(input_ids=torch.tensor(padded), attention_mask=torch.tensor(mask))  # (B, S), (B, S)
+        inputs = BatchFeature(input_ids=torch.tensor(padded).long(), attention_mask=torch.tensor(mask).long())  # (B, S)
         if grids:
             inputs |= {"pixel_values": torch.cat(patches), "image_grid_thw": torch.tensor(grids)}  # (N, 1176), (·, 3)
         return inputs
@@ -555,8 +556,7 @@ def attend_unpadded(q: Tensor, k: Tensor, v: Tensor, pads: list[int], implementa
     """Causal `attend` in which row b's first `pads[b]` keys are padding: each row runs on its real tokens alone."""
     if not any(pads):
         return attend(q, k, v, True, implementation)
-    Q, S = q.shape[2], k.shape[2]
-    rows = []
+    Q, S, rows = q.shape[2], k.shape[2], []
     for b, pad in enumerate(pads):
         skip = max(0, Q - (S - pad))  # of this row's queries, how many are padding themselves
         if skip == Q:  # nothing but padding

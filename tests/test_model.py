@@ -206,7 +206,7 @@ def test_flash_problem(device, dtype, head_dim, problem):
 
 def test_flash_demanded_where_it_cannot_run_says_why():
     q = torch.zeros(1, 2, 3, 16, device="meta")
-    with pytest.raises(ValueError, match="flash kernel was demanded but it needs .* here are meta, float32, 16; use .*'sdpa'"):
+    with pytest.raises(ValueError, match="demanded but it needs .* here are meta, float32, 16; use .*'sdpa'"):
         attend(q, q, q, True, "flash")
 
 
@@ -522,7 +522,8 @@ def test_vision_tokens_are_never_written():
     prefer(model, [7, start - 1, *range(start, video_pad + 1)])
     prompt = torch.tensor([[1, 2, 3]])
     assert model.generate(prompt, max_new_tokens=3)[0, 3:].tolist() == [start - 1] * 3
-    assert model.generate(prompt, max_new_tokens=1, suppress_tokens=[])[0, 3:].tolist() == [video_pad]
+    # allowed all the same, it is an id like others when it is read: no picture is missed
+    assert model.generate(prompt, max_new_tokens=3, suppress_tokens=[])[0, 3:].tolist() == [video_pad] * 3
     assert model.generate(prompt, max_new_tokens=1, suppress_tokens=[video_pad])[0, 3:].tolist() == [video_pad - 1]
 
 

@@ -1,8 +1,8 @@
 """The real 2B shape against the official implementation, from a checkpoint on the disk in the released layout.
 
 Random weights, bfloat16 in two shards, read as float32 by both. Each model has a process of its own, so that the memory
-holds one of them at a time. A miniature of the same runs in the normal suite; the real one with `-m slow`: about 10 GB
-of memory, 5 GB of disk and 10 minutes; it prints what it found.
+holds one of them at a time. A miniature of the same runs in the normal suite; the real one with `-m slow`: 14 GB of
+memory, 5 GB of disk and some minutes; it prints what it found.
 """
 
 import multiprocessing

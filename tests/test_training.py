@@ -41,7 +41,10 @@ def test_only_the_answers_are_learned(processor):
 def test_a_batch_has_one_target_for_each_visual_token(processor):
     batch = train.make_batch(3, processor.tokenizer, processor.image_processor)
     image_id = processor.tokenizer.special_ids["<|image_pad|>"]
-    assert (batch["input_ids"] == image_id).sum() == len(batch["cell_targets"]) == len(batch["pixel_values"]) // 4
+    assert (batch["input_ids"] == image_id).sum() == len(batch["cell_names"]) == len(batch["pixel_values"]) // 4
+    assert batch["cell_places"].shape == (len(batch["cell_names"]), 6)
+    has_object = ~batch["cell_places"][:, 2].isnan()
+    assert torch.equal(has_object, batch["cell_names"][:, :8].any(1))
     again = train.make_batch(3, processor.tokenizer, processor.image_processor)
     assert torch.equal(batch["pixel_values"], again["pixel_values"])  # a seed is a batch
     answers = (batch["labels"] == processor.tokenizer.special_ids["<|im_end|>"]).sum(1).tolist()

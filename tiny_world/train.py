@@ -6,8 +6,11 @@ Stop it whenever you like; the same command goes on where it was (its state is k
 `<out>_training/`). The learning rate follows the minutes trained, so --minutes is all there is to set.
 
 Two things make so small a model learn to see in an hour on two cores:
-  * a *training-only* linear head on the merger's output has to name what is centred in each 28×28 cell, and to frame
-    it. With the answers' loss alone the tower gets almost no signal until the decoder can already count and point;
+  * two *training-only* linear heads. One, on the merger's output, has to name what is centred in each 28×28 cell: with
+    the answers' loss alone the tower gets almost no signal until the decoder can already count and point. The other,
+    on the decoder's second layer, has to say where each cell and its object lie. The tower cannot know that (its
+    rotary positions are relative, and a picture has no marked border); the decoder can, from M-RoPE's distance to
+    <|vision_start|>, but what it finds in its attention it must also write down where later layers can read it;
   * Muon for the hidden matrices (AdamW for the rest), with large batches, since its step costs the same for any batch.
 """
 
@@ -47,9 +50,10 @@ TASK_WEIGHTS = {"describe": 8, "where": 8, "count": 5, "colour": 3, "shape": 2, 
 MIN_SIDE, MAX_SIDE = 56, 224  # pixels
 CELLS_PER_BATCH = 1600  # visual tokens; a batch of small pictures has more rows than one of large pictures
 MAX_ROWS = 128
+PLACE_WEIGHT = 2.0  # of the second cell head, beside the first one and the answers
 MUON_RATE, ADAMW_RATE = 1e-2, 1e-3
 WARMUP_STEPS = 100
-DECAY_FROM = 0.75  # of the training time; from there the rates fall to zero
+DECAY_FROM = 0.8  # of the training time; from there the rates fall to zero
 STATE_EVERY = 5 * 60  # seconds between two copies of the training state
 
 
@@ -132,13 +136,15 @@ def encode_chat(tokenizer: Qwen2VLTokenizer, turns: list[tuple[str, str, str]], 
     return ids, labels
 
 
-def cell_boxes(scene: Scene, rows: int, cols: int) -> Tensor:
-    """For each cell the box of the object centred in it, (rows · cols, 4), in shares of the picture's sides, or NaN."""
-    boxes = torch.full((rows, cols, 4), torch.nan)
+def cell_places(scene: Scene, rows: int, cols: int) -> Tensor:
+    """(rows · cols, 6): each cell's column and row, then the box of its object or NaN; in units of 8 cells."""
+    places = torch.full((rows, cols, 6), torch.nan)
+    places[:, :, 0], places[:, :, 1] = torch.arange(cols), torch.arange(rows)[:, None]
+    to_cells = torch.tensor([cols / scene.width, rows / scene.height] * 2)
     for thing in scene.things:
         row, col = int(thing.cy / scene.height * rows), int(thing.cx / scene.width * cols)
-        boxes[row, col] = torch.tensor(thing.box) / torch.tensor([scene.width, scene.height] * 2)
-    return boxes.flatten(0, 1)
+        places[row, col, 2:] = torch.tensor(thing.box) * to_cells
+    return places.flatten(0, 1) / 8  # about 0 to 1 in the pictures trained on
 
 
 def make_batch(seed: int, tokenizer: Qwen2VLTokenizer, images: Qwen2VLImageProcessor) -> dict:
@@ -148,7 +154,7 @@ def make_batch(seed: int, tokenizer: Qwen2VLTokenizer, images: Qwen2VLImageProce
     cells = images.num_image_tokens(height, width)
     new_height, new_width = images.target_size(height, width)
     wanted = rng.choice((1, 1, 2))  # turns; the same in all rows, so that little of the batch is padding
-    rows, pixels, grids, tasks, classes, boxes = [], [], [], [], [], []
+    rows, pixels, grids, tasks, names, places = [], [], [], [], [], []
     for _ in range(min(MAX_ROWS, CELLS_PER_BATCH // cells)):
         scene = make_scene(rng, width, height, rng.randint(1, 4))
         turns = ask_several(scene, wanted, rng)
@@ -157,8 +163,8 @@ def make_batch(seed: int, tokenizer: Qwen2VLTokenizer, images: Qwen2VLImageProce
         patches, grid = images.patches_of(render(scene), (new_height, new_width))
         pixels.append(patches)
         grids.append(grid)
-        classes.append(torch.from_numpy(cell_labels(scene, new_height // 28, new_width // 28)))
-        boxes.append(cell_boxes(scene, new_height // 28, new_width // 28))
+        names.append(torch.from_numpy(cell_labels(scene, new_height // 28, new_width // 28)))
+        places.append(cell_places(scene, new_height // 28, new_width // 28))
     longest = max(len(ids) for ids, _ in rows)
     return {
         # padding on the right needs no mask: it lies in the future of every real token
@@ -166,7 +172,8 @@ def make_batch(seed: int, tokenizer: Qwen2VLTokenizer, images: Qwen2VLImageProce
         "labels": torch.tensor([labels + [-100] * (longest - len(labels)) for _, labels in rows]),  # (B, S)
         "pixel_values": torch.cat(pixels),  # (N, 1176)
         "image_grid_thw": torch.tensor(grids),  # (B, 3)
-        "cell_targets": torch.cat([torch.cat(classes), torch.cat(boxes)], dim=1),  # (M, classes + 4)
+        "cell_names": torch.cat(names),  # (M, classes)
+        "cell_places": torch.cat(places),  # (M, 6)
         "tasks": tasks,
     }
 
@@ -187,30 +194,27 @@ class Batches(torch.utils.data.IterableDataset):
 # ── One step ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class CellHead(nn.Module):
-    """Names and frames what is centred in each visual token. It exists in training only and is never saved."""
+class CellHeads(nn.Module):
+    """Name and place what each visual token stands for. They exist in training only and are never saved."""
 
     def __init__(self, model: Qwen2VLForConditionalGeneration):
         super().__init__()
-        self.linear = nn.Linear(model.config.text_config.hidden_size, NUM_CELL_CLASSES + 4)
-        nn.init.constant_(self.linear.bias[:-4], -5.0)  # nearly every class is absent from nearly every cell
-        model.visual.merger.register_forward_hook(self.keep)
+        self.names = nn.Linear(model.config.text_config.hidden_size, NUM_CELL_CLASSES)
+        nn.init.constant_(self.names.bias, -5.0)  # nearly every class is absent from nearly every cell
+        self.places = nn.Linear(model.config.text_config.hidden_size, 6)
+        model.visual.merger.register_forward_hook(lambda *call: setattr(self, "seen", call[-1]))  # (M, C)
+        model.model.layers[1].register_forward_hook(lambda *call: setattr(self, "read", call[-1]))  # (B, S, C)
 
-    def keep(self, module: nn.Module, inputs: tuple, output: Tensor) -> None:
-        self.seen = output  # (M, C)
-
-    def loss(self, targets: Tensor) -> Tensor:
-        """Of the classes: binary cross-entropy a cell. Of the boxes: distance of the four sides, an object."""
-        guess = self.linear(self.seen)  # (M, classes + 4)
-        classes = F.binary_cross_entropy_with_logits(guess[:, :-4], targets[:, :-4], reduction="sum") / len(targets)
-        framed = ~targets[:, -1].isnan()
-        return classes + F.l1_loss(guess[framed, -4:], targets[framed, -4:], reduction="sum") / framed.sum().clamp(
-            min=1
-        )
+    def loss(self, is_image: Tensor, names: Tensor, places: Tensor) -> Tensor:
+        """Of the names: binary cross-entropy a cell. Of the places: distance a cell, and of the boxes an object."""
+        loss = F.binary_cross_entropy_with_logits(self.names(self.seen), names, reduction="sum") / len(names)
+        read = F.layer_norm(self.read[is_image], self.read.shape[-1:])  # hidden states grow large; (M, C)
+        error = (self.places(read) - places).abs()  # (M, 6), NaN where there is no object
+        return loss + PLACE_WEIGHT * error.nanmean(0).nan_to_num().sum()
 
 
 def make_optimizers(model: nn.Module, head: nn.Module) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices between hidden states, AdamW for embeddings, norms, biases and the cell head."""
+    """Muon for the matrices between hidden states, AdamW for embeddings, norms, biases and the cell heads."""
     hidden = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     hidden_ids = {id(p) for p in hidden}
     rest = [p for p in itertools.chain(model.parameters(), head.parameters()) if id(p) not in hidden_ids]
@@ -279,7 +283,7 @@ def draw_curves(table: Path, picture: Path) -> None:
         lines = list(csv.DictReader(file))
     minutes = [float(line["minutes"]) for line in lines]
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), constrained_layout=True)
-    for name, label in (("loss", "answers (nats a token)"), ("cell_loss", "cell head")):
+    for name, label in (("loss", "answers (nats a token)"), ("cell_loss", "cell heads")):
         left.plot(minutes, [float(line[name]) for line in lines], label=label)
     for task in TASK_WEIGHTS:
         points = [(m, float(line[task])) for m, line in zip(minutes, lines) if line[task]]
@@ -303,7 +307,7 @@ def train(folder: Path, minutes: float, max_steps: int | None = None, log_every:
     model = Qwen2VLForConditionalGeneration(tiny_config(processor.tokenizer))
     model.generation_config = json.loads((work / "checkpoint" / "generation_config.json").read_text())
     initialise(model)
-    head = CellHead(model)
+    head = CellHeads(model)
     optimizers = make_optimizers(model, head)
     step, samples, spent = 0, 0, 0.0  # spent: seconds of training in all runs
     state_file, table = work / "state.pt", work / "training.csv"
@@ -326,13 +330,13 @@ def train(folder: Path, minutes: float, max_steps: int | None = None, log_every:
     losses, exact, last, last_saved = [], defaultdict(list), time.monotonic(), time.monotonic()
     while spent < minutes * 60 and step != max_steps:
         batch = next(loader)
-        cell_targets, tasks = batch.pop("cell_targets"), batch.pop("tasks")
+        names, places, tasks = batch.pop("cell_names"), batch.pop("cell_places"), batch.pop("tasks")
         factor = rate_factor(step, spent / (minutes * 60))
         for optimizer, rate in zip(optimizers, (MUON_RATE, ADAMW_RATE)):
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor
         output = model(**batch)
-        cell_loss = head.loss(cell_targets)
+        cell_loss = head.loss(batch["input_ids"] == model.config.image_token_id, names, places)
         (output.loss + cell_loss).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
