@@ -847,7 +847,9 @@ class Qwen2VLModel(nn.Module):
             if pixels is not None:
                 seen = self.visual(pixels, grid_thw, self.attn_implementation)  # (M, C)
                 x = x.masked_scatter(places[..., None], seen.to(x.dtype))  # in place of the placeholders' embeddings
-        mask = None if continues else attention_mask  # the cache knows the padding
+        if continues and attention_mask is not None and not attention_mask[:, -input_ids.shape[1] :].all():
+            raise ValueError("A later turn cannot be padded: only the first one, which the cache knows about, can.")
+        mask = None if continues else attention_mask
         pads = cache.pads if continues else left_padding(mask, len(input_ids))
         if position_ids is None:
             if decoding:

@@ -393,6 +393,7 @@ def save(model: nn.Module, processor, folder: str | Path, max_shard_bytes: float
             Path(temporary, name).write_text(text, encoding="utf-8")
         stale = {WEIGHTS, INDEX, *(file.name for file in folder.glob("model-*-of-*.safetensors"))} - {*names, *files}
         for name in (*names, *reversed(files)):  # config.json last: with it the folder becomes a checkpoint
+            Path(temporary, name).chmod(0o644)  # safetensors makes its files private
             os.replace(Path(temporary, name), folder / name)
         for name in stale:  # of an earlier save in another number of shards
             (folder / name).unlink(missing_ok=True)

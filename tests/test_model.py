@@ -701,3 +701,17 @@ def test_stream_writes_what_generate_writes():
 
     expected = "".join(f" {i}" for i in model.generate(prompt, max_new_tokens=8)[0, 3:].tolist())
     assert "".join(model.stream(Numbers(), prompt, max_new_tokens=8)) == expected
+
+
+def test_a_padded_later_turn_is_refused():
+    """The cache remembers the padding of the first turn only; a mask over the whole sequence, as some pass, is fine."""
+    model = shared_model()
+    inputs = make_inputs(model.config, [[3], [5]])
+    cache = KVCache(model.config.text_config, 2, 10, dtype=torch.float32)
+    with torch.no_grad():
+        model(inputs["input_ids"], attention_mask=inputs["attention_mask"], past_key_values=cache)
+        later = torch.tensor([[0, 7], [8, 9]])
+        with pytest.raises(ValueError, match="later turn cannot be padded"):
+            model(later, attention_mask=torch.tensor([[0, 1], [1, 1]]), past_key_values=cache)
+        whole = torch.cat([inputs["attention_mask"], torch.ones(2, 2, dtype=torch.long)], dim=1)
+        assert model(later, attention_mask=whole, past_key_values=cache).logits.shape[1] == 2

@@ -118,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if options.samples < 1:
             raise ValueError("--samples must be at least 1.")
-        model, processor = weights_loader.load(options.model)
+        model, processor = weights_loader.load(options.model, dtype="float32")  # the same answers on every CPU
         if not options.json:
             print(f"{'task':<10}{'n':>6}{'right':>10}   95 % interval")
         limits = options.samples, options.max_side, options.max_things, options.pairs

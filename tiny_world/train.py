@@ -31,6 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import weights_loader
 from qwen2vl_mini import (
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
@@ -289,15 +290,20 @@ def draw_curves(table: Path, picture: Path) -> None:
         points = [(m, float(line[task])) for m, line in zip(minutes, lines) if line[task]]
         right.plot(*zip(*points), label=task) if points else None
     left.set(yscale="log", xlabel="minutes", title="Training loss")
-    right.set(ylim=(0, 1), xlabel="minutes", title="Answers right on unseen scenes (given the tokens before)")
+    right.set(ylim=(0, 1), xlabel="minutes", title="Share of right answers, new scenes")
     for axis in (left, right):
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
     figure.savefig(picture, dpi=110)
 
 
-def train(folder: Path, minutes: float, max_steps: int | None = None, log_every: int = 50) -> None:
-    """Train until `minutes` (or `max_steps`) have been spent in all; goes on from the state beside `folder`, if any."""
+def train(
+    folder: Path, minutes: float, max_steps: int | None = None, start_from: str | None = None, log_every: int = 50
+) -> None:
+    """Train until `minutes` (or `max_steps`) have been spent in all; goes on from the state beside `folder`, if any.
+
+    A new training starts from the weights of the checkpoint `start_from`, or else from random ones.
+    """
     if not hasattr(torch.optim, "Muon"):
         raise SystemExit("Training needs torch.optim.Muon (torch 2.9 or newer).")
     work = folder.with_name(folder.name + "_training")
@@ -307,6 +313,8 @@ def train(folder: Path, minutes: float, max_steps: int | None = None, log_every:
     model = Qwen2VLForConditionalGeneration(tiny_config(processor.tokenizer))
     model.generation_config = json.loads((work / "checkpoint" / "generation_config.json").read_text())
     initialise(model)
+    if start_from:
+        model.load_state_dict(weights_loader.load_model(start_from, dtype="float32", device="cpu").state_dict())
     head = CellHeads(model)
     optimizers = make_optimizers(model, head)
     step, samples, spent = 0, 0, 0.0  # spent: seconds of training in all runs
@@ -363,9 +371,7 @@ def train(folder: Path, minutes: float, max_steps: int | None = None, log_every:
             save_state()
             last_saved = now
     save_state()
-    from weights_loader import save
-
-    save(model.to(torch.bfloat16), processor, folder)  # the dtype of the released files
+    weights_loader.save(model.to(torch.bfloat16), processor, folder)  # the dtype of the released files
     shutil.copy(table, folder / "training.csv")
     draw_curves(table, folder / "training.png")
     print(f"Wrote {folder} after {step} steps, {samples} pictures, {spent / 60:.1f} minutes.")
@@ -375,8 +381,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("checkpoints/tiny"), help="folder of the checkpoint")
     parser.add_argument("--minutes", type=float, default=90, help="training time in all, over every run (default 90)")
+    parser.add_argument("--start-from", metavar="NAME", help="a checkpoint of this shape to start from, such as tiny")
     arguments = parser.parse_args()
-    train(arguments.out, arguments.minutes)
+    train(arguments.out, arguments.minutes, start_from=arguments.start_from)
 
 
 if __name__ == "__main__":
