@@ -736,7 +736,9 @@ def test_error_as_a_program():
 
 
 def test_chat_as_a_program_until_ctrl_c(checkpoint):
-    process = start("command_line.py", "--model", checkpoint, "--chat", "--max-new-tokens", "6")
+    listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  (what a shell runs behind "&" is deaf)
+    words = ("command_line.py", "--model", checkpoint, "--chat", "--max-new-tokens", "6")
+    process = start(*words, preexec_fn=None if os.name == "nt" else listen)
     process.stdin.write("Hello\n/tokens\n")
     process.stdin.flush()
     lines = [process.stderr.readline(), process.stderr.readline()]
