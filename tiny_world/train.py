@@ -5,7 +5,7 @@
 Stop it whenever you like; the same command goes on where it was (its state is kept beside the checkpoint, in
 `<out>_training/`). The learning rate follows the minutes trained, so --minutes is all there is to set.
 
-Two things make so small a model learn to see in an hour on two cores:
+Two things make so small a model learn to see in so little time on two cores:
   * two *training-only* linear heads. One, on the merger's output, has to name what is centred in each 28×28 cell: with
     the answers' loss alone the tower gets almost no signal until the decoder can already count and point. The other,
     on the decoder's second layer, has to say where each cell and its object lie. The tower cannot know that (its
