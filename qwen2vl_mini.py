@@ -20,9 +20,10 @@ from __future__ import annotations
 import math
 import re
 import sys
+from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, fields
-from itertools import groupby
+from dataclasses import dataclass, field
+from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +35,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 
+import checks
 import weights_loader
-from media_loader import draw_boxes, load_image, parse_boxes  # noqa: F401  (two of them only to be found here)
+from checks import BatchFeature, media_kind
+from media_loader import draw_boxes, item_source, load_image, load_video, parse_boxes  # noqa: F401
 from sampling import NEUTRAL, choose, sampling_settings
 
 # ── 1 · Configurations ────────────────────────────────────────────────────────────────────────────────────────────
@@ -166,10 +169,11 @@ def unpatchify(patches: Tensor, grid: tuple, patch_size=14, temporal_patch_size=
 
 @dataclass
 class Qwen2VLImageProcessor:
-    """Pictures → the rows of `pixel_values`, each picture at its own size.
+    """Pictures and clips → the rows of `pixel_values`, each at its own size.
 
-    `min_pixels` and `max_pixels` limit the *area* in pixels; one token is 28×28 of them. `resample` is "pillow"
-    (bit-equal to transformers' PIL processor and qwen-vl-utils) or "torch" (bit-equal to its torchvision processor).
+    `min_pixels` and `max_pixels` limit the *area* of a picture in pixels; one token is 28×28 of them. A clip has its
+    own limits for a frame, and one for all its frames together. `resample`, of pictures, is "pillow" (bit-equal to
+    transformers' PIL processor and qwen-vl-utils) or "torch" (bit-equal to its torchvision processor).
     """
 
     min_pixels: int = MIN_PIXELS
@@ -180,6 +184,9 @@ class Qwen2VLImageProcessor:
     merge_size: int = 2
     image_mean: tuple = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, of RGB in 0..1
     image_std: tuple = (0.26862954, 0.26130258, 0.27577711)
+    video_min_pixels: int = 128 * 28 * 28  # of a frame
+    video_max_pixels: int = 768 * 28 * 28
+    video_total_pixels: int = 24576 * 28 * 28  # of a clip, a pair of frames counted once
 
     def __post_init__(self):
         if self.resample not in ("pillow", "torch"):
@@ -188,49 +195,88 @@ class Qwen2VLImageProcessor:
     @classmethod
     def from_pretrained(cls, name: str | Path, **overrides) -> Qwen2VLImageProcessor:
         """From a checkpoint's preprocessor_config.json; `overrides` (for example `max_pixels`) win over the file."""
-        d = weights_loader.read_json(weights_loader.find_checkpoint(name) / "preprocessor_config.json")
-        size = d.get("size") or {}  # newer files call the two *areas* "edges"
-        d = {"min_pixels": size.get("shortest_edge"), "max_pixels": size.get("longest_edge")} | d
-        known = {f.name: d[f.name] for f in fields(cls) if d.get(f.name) and f.name != "resample"}
-        return cls(**known | {name: value for name, value in overrides.items() if value is not None})
+        return cls(**weights_loader.processor_options(name, cls, overrides))
 
     def to_dict(self) -> dict:
         """The content of a preprocessor_config.json."""
-        d = {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2VLProcessor"} | asdict(self)
-        return {name: value for name, value in d.items() if name != "resample"}  # there, it is a number of Pillow's
+        return weights_loader.processor_to_dict(self)
 
     def target_size(self, height: int, width: int, min_pixels=None, max_pixels=None) -> tuple[int, int]:
-        """The (height, width) in pixels that the tower will see."""
+        """The (height, width) in pixels at which the tower will see a picture."""
         factor = self.patch_size * self.merge_size
         return smart_resize(height, width, factor, min_pixels or self.min_pixels, max_pixels or self.max_pixels)
+
+    def frame_size(
+        self, num_frames: int, height: int, width: int, min_pixels=None, max_pixels=None, total_pixels=None
+    ) -> tuple[int, int]:
+        """The same for the frames of a clip: the more there are, the smaller each (qwen-vl-utils' rule)."""
+        low, total = min_pixels or self.video_min_pixels, total_pixels or self.video_total_pixels
+        share = max(min(self.video_max_pixels, total / num_frames * self.temporal_patch_size), int(1.05 * low))
+        return self.target_size(height, width, low, max_pixels or share)
 
     def num_image_tokens(self, height: int, width: int, min_pixels=None, max_pixels=None) -> int:
         """What a picture costs in tokens, without touching a pixel (its two vision markers not counted)."""
         new_height, new_width = self.target_size(height, width, min_pixels, max_pixels)
         return new_height * new_width // (self.patch_size * self.merge_size) ** 2
 
-    def preprocess(self, images, min_pixels: int | None = None, max_pixels: int | None = None) -> BatchFeature:
-        """One picture or a list → `pixel_values` (N, 1176) float32 and `image_grid_thw` (pictures, 3)."""
-        images = [load_image(image) for image in (images if isinstance(images, list | tuple) else [images])]
-        sizes = [self.target_size(image.height, image.width, min_pixels, max_pixels) for image in images]
-        patches, grids = zip(*map(self.patches_of, images, sizes))
-        return BatchFeature(pixel_values=torch.cat(patches), image_grid_thw=torch.tensor(grids))
+    def num_video_tokens(self, num_frames: int, height: int, width: int, **limits) -> int:
+        """What a clip costs: a pair of frames, or a last single one, as much as a picture of their size."""
+        new_height, new_width = self.frame_size(num_frames, height, width, **limits)
+        pairs = math.ceil(num_frames / self.temporal_patch_size)
+        return pairs * new_height * new_width // (self.patch_size * self.merge_size) ** 2
+
+    def preprocess(self, images=None, videos=None, **options) -> BatchFeature:
+        """Pictures (one or a list) → `pixel_values` (N, 1176) float32 and `image_grid_thw` (pictures, 3).
+
+        Clips (one or a list) → `pixel_values_videos` and `video_grid_thw`. `options` as for `apply_chat_template`.
+        """
+        images, videos = checks.as_list(images), [videos] if checks.is_clip(videos) else checks.as_list(videos)
+        items = [{"image": image} for image in images] + [{"video": video} for video in videos]
+        return self.collect(items, checks.call_options(options, text=False))
 
     __call__ = preprocess
 
-    def patches_of(self, image: Image.Image, size: tuple[int, int]) -> tuple[Tensor, tuple[int, int, int]]:
-        """One RGB picture → its patches at `size` (height, width). It is resized exactly once, here, on whole bytes."""
-        mean, std = torch.tensor(self.image_mean)[:, None, None], torch.tensor(self.image_std)[:, None, None]
-        if self.resample == "pillow":
-            pixels = np.array(image.resize((size[1], size[0]), Image.Resampling.BICUBIC))  # (height, width, 3) bytes
-            scaled = torch.from_numpy(pixels).movedim(2, 0).float() / 255  # (3, height, width)
+    def collect(self, items: list[dict], options: dict) -> BatchFeature:
+        """Media items of messages → their patches and grids, pictures and clips apart, each in their order."""
+        inputs, names = BatchFeature(), {"image": "pixel_values", "video": "pixel_values_videos"}
+        for kind, pixels in names.items():
+            if found := [item for item in items if media_kind(item) == kind]:
+                patches, grids = zip(*(item.get("patches") or self.media_patches(item, **options) for item in found))
+                inputs |= {pixels: torch.cat(patches), f"{kind}_grid_thw": torch.tensor(grids)}  # (N, 1176), (found, 3)
+        return inputs
+
+    def media_patches(self, item: dict, **options) -> tuple[Tensor, tuple[int, int, int]]:
+        """One media item → patches (N, 1176) and grid (t, h, w). The item's options win over the call's."""
+        size, limits, total, sampling = checks.item_options(item, options)
+        if media_kind(item) == "image":
+            image = load_image(item_source(item))
+            return self.patches_of([image], self.target_size(*(size or (image.height, image.width)), **limits))
+        video = load_video(item_source(item), **sampling)
+        if size:  # asked for: no budget changes it
+            size = self.target_size(*size, **limits)
         else:
-            pixels = torch.from_numpy(np.array(image)).movedim(2, 0)[None]  # (1, 3, height, width) bytes
-            scaled = F.interpolate(pixels, size, mode="bicubic", antialias=True)[0].float()
-            # torchvision's processor folds the 1/255 into mean and std instead; the last bit depends on it
-            mean, std = mean * 255, std * 255
-        frame = ((scaled - mean) / std)[None]  # (1, 3, height, width)
-        return patchify(frame, self.patch_size, self.temporal_patch_size, self.merge_size)
+            size = self.frame_size(video.num_frames, video.height, video.width, **limits, total_pixels=total)
+        return self.patches_of(video.frames(), size, resample="torch")  # clips have no "pillow" way, officially
+
+    def patches_of(self, frames: Iterable, size: tuple[int, int], resample: str | None = None):
+        """RGB pictures or frames → their patches at `size` (height, width) and grid; holds two frames at a time."""
+        frames, patches = iter(frames), []
+        while pair := list(islice(frames, self.temporal_patch_size)):
+            pixels = torch.stack([self.pixels_of(frame, size, resample or self.resample) for frame in pair])
+            rows, grid = patchify(pixels, self.patch_size, self.temporal_patch_size, self.merge_size)
+            patches.append(rows)  # (h·w, 1176)
+        return torch.cat(patches), (len(patches), *grid[1:])
+
+    def pixels_of(self, frame, size: tuple[int, int], resample: str) -> Tensor:
+        """One picture → normalised pixels (3, height, width). It is resized exactly once, here, on whole bytes."""
+        mean, std = torch.tensor(self.image_mean)[:, None, None], torch.tensor(self.image_std)[:, None, None]
+        if resample == "pillow":
+            pixels = np.array(frame.resize((size[1], size[0]), Image.Resampling.BICUBIC))  # (height, width, 3) bytes
+            return (torch.from_numpy(pixels).movedim(2, 0).float() / 255 - mean) / std
+        pixels = torch.from_numpy(np.array(frame)).movedim(2, 0)[None]  # (1, 3, height, width) bytes
+        pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True)[0].float()
+        # torchvision's processor folds the 1/255 into mean and std instead; the last bit depends on it
+        return (pixels - mean * 255) / (std * 255)
 
 
 @dataclass
@@ -238,18 +284,6 @@ class Qwen2VLImageProcessorFast(Qwen2VLImageProcessor):
     """The same with the resampling of transformers' default ("fast") processor."""
 
     resample: str = "torch"
-
-
-class BatchFeature(dict):
-    """A dict of tensors: `inputs.input_ids` is `inputs["input_ids"]`, and `.to(device)` moves all of them."""
-
-    def __getattr__(self, name: str):
-        if name in self:
-            return self[name]
-        raise AttributeError(name)
-
-    def to(self, device) -> BatchFeature:
-        return BatchFeature({name: tensor.to(device) for name, tensor in self.items()})
 
 
 # ── 3 · Words: tokenizer, chat template, processor ────────────────────────────────────────────────────────────────
@@ -296,23 +330,14 @@ class Qwen2VLTokenizer:
         return [self.decode(row, **options) for row in rows]
 
 
-def media_kind(item: dict) -> str | None:
-    """'image', 'video' or None for one item of a message's content, by the official template's rule."""
-    if item.get("type") == "image" or "image" in item or "image_url" in item:
-        return "image"
-    return "video" if item.get("type") == "video" or "video" in item else None
-
-
 def render_chat(conversation: list, add_generation_prompt: bool = False, add_vision_id: bool = False) -> list[str]:
     """Messages → the pieces of the prompt; `"".join` of them is the official template's rendering, to the letter."""
     start, end = Special("<|im_start|>"), Special("<|im_end|>")
     label, counts = {"image": "Picture", "video": "Video"}, {"image": 0, "video": 0}
     pieces = []
-    if conversation and conversation[0].get("role") != "system":
+    if conversation and conversation[0]["role"] != "system":
         conversation = [{"role": "system", "content": "You are a helpful assistant."}, *conversation]
     for message in conversation:
-        if "role" not in message or "content" not in message:
-            raise ValueError(f"A message needs a 'role' and a 'content', but this one has {sorted(message)}.")
         pieces += [start, f"{message['role']}\n"]
         content = message["content"]
         for item in [{"text": content}] if isinstance(content, str) else content:
@@ -321,7 +346,7 @@ def render_chat(conversation: list, add_generation_prompt: bool = False, add_vis
                 pieces += [f"{label[kind]} {counts[kind]}: "] if add_vision_id else []
                 pieces += [Special("<|vision_start|>"), Special(f"<|{kind}_pad|>"), Special("<|vision_end|>")]
             else:
-                pieces += [str(item.get("text", ""))]
+                pieces += [item.get("text", "")]
         pieces += [end, "\n"]
     return pieces + ([start, "assistant\n"] if add_generation_prompt else [])
 
@@ -336,6 +361,7 @@ class Qwen2VLProcessor:
 
     def __post_init__(self):
         self.decode, self.batch_decode = self.tokenizer.decode, self.tokenizer.batch_decode
+        self.media_patches = self.image_processor.media_patches
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **image_options) -> Qwen2VLProcessor:
@@ -352,74 +378,59 @@ class Qwen2VLProcessor:
         add_generation_prompt=False,
         add_vision_id=False,
         return_dict=False,
-        **kwargs,
+        **options,
     ):
         """One conversation or a list of them → the prompt's text (`tokenize=False`), its ids, or the model's inputs.
 
-        Pictures are what stands in the items' `image` (a path, PIL picture, array …); an item may carry limits of its
-        own: `min_pixels`, `max_pixels`, or `resized_height` with `resized_width` (pixels). Text is safe: special tokens
-        in it stay text. `kwargs`: `min_pixels`, `max_pixels` of this call, `padding`, `return_tensors`.
+        A picture is what stands in an item's `image` (a path, URL, PIL picture, array …), a clip what stands in its
+        `video`. `options`, for all media or in an item for that one: `min_pixels`, `max_pixels`, `total_pixels`,
+        `resized_height` with `resized_width` (pixels); `fps` (or `video_fps`) or `nframes`, `video_start`, `video_end`
+        (seconds), `min_frames`, `max_frames`. For the call: `padding`, `return_tensors`, `return_mm_token_type_ids`;
+        checks.py has what else the official call knows. Text is safe: special tokens in it stay text.
         """
         if "<|im_start|>" not in (self.chat_template or ""):
             raise ValueError(
                 "No chat template in this checkpoint (a base model?): write a prompt for processor(text=…)."
             )
-        single = not conversation or isinstance(conversation[0], dict)
-        conversations = [conversation] if single else conversation
+        options, (conversations, single) = checks.call_options(options), checks.as_conversations(conversation)
         prompts = [render_chat(messages, add_generation_prompt, add_vision_id) for messages in conversations]
         if not tokenize:
             texts = ["".join(pieces) for pieces in prompts]
             return texts[0] if single else texts
         lists = [m["content"] for messages in conversations for m in messages if not isinstance(m["content"], str)]
-        items = [item for content in lists for item in content if media_kind(item)]
-        inputs = self._assemble(prompts, items, **kwargs)
+        inputs = self.assemble(prompts, [item for content in lists for item in content if media_kind(item)], options)
         return inputs if return_dict else inputs["input_ids"]
 
-    def __call__(self, images=None, text=None, **options) -> BatchFeature:
-        """Rendered prompts (str or list) and their pictures, in order → the model's inputs.
+    def __call__(self, images=None, text=None, videos=None, **options) -> BatchFeature:
+        """Rendered prompts (str or list) and their pictures and clips, in order → the model's inputs.
 
         Special tokens in `text` count as such, whoever wrote them; for text you do not trust, use
         `apply_chat_template(…, tokenize=True)`.
         """
         if text is None:
-            return self.image_processor.preprocess(images, **options)
-        prompts = [self.tokenizer.split(prompt) for prompt in ([text] if isinstance(text, str) else text)]
-        images = images if isinstance(images, list | tuple) else [] if images is None else [images]
-        nested = any(isinstance(entry, list | tuple) for entry in images)  # a list of pictures for each prompt
-        if nested and [len(entry) for entry in images] != [prompt.count("<|image_pad|>") for prompt in prompts]:
-            raise ValueError("Each prompt needs as many <|image_pad|> as there are pictures in its list.")
-        flat = [image for entry in images for image in entry] if nested else images
-        return self._assemble(prompts, [{"image": image} for image in flat], **options)
+            return self.image_processor.preprocess(images, videos, **options)
+        prompts = [self.tokenizer.split(prompt) for prompt in checks.as_list(text)]
+        items = checks.flatten_media("image", images, prompts) + checks.flatten_media("video", videos, prompts)
+        return self.assemble(prompts, items, checks.call_options(options))
 
-    def _assemble(self, prompts, items, padding=True, return_tensors="pt", min_pixels=None, max_pixels=None):
-        """Pieces of B prompts and their media items → padded ids, with one <|image_pad|> for each 28×28 cell."""
-        if return_tensors != "pt":
-            raise ValueError(f"return_tensors={return_tensors!r} is not supported; inputs are torch tensors ('pt').")
-        patches, grids = [], []
-        for item in items:
-            if media_kind(item) == "video":
-                raise ValueError("Videos cannot be read yet; pass pictures.")
-            image = load_image(next((item[key] for key in ("image", "image_url", "path") if key in item), None))
-            limits = item.get("min_pixels") or min_pixels, item.get("max_pixels") or max_pixels
-            size = item.get("resized_height") or image.height, item.get("resized_width") or image.width
-            rows, grid = self.image_processor.patches_of(image, self.image_processor.target_size(*size, *limits))
-            patches.append(rows)
-            grids.append(grid)
-        image_id = self.tokenizer.special_ids["<|image_pad|>"]
+    def assemble(self, prompts: list[list[str]], items: list[dict], options: dict) -> BatchFeature:
+        """Pieces of B prompts and their media items → padded ids, one <|image_pad|> or <|video_pad|> a 28×28 cell."""
+        inputs, ids_of = self.image_processor.collect(items, options), self.tokenizer.special_ids
         prompts = [self.tokenizer.encode(pieces) for pieces in prompts]
-        if (wanted := sum(ids.count(image_id) for ids in prompts)) != len(grids):
-            raise ValueError(f"The text has {wanted} <|image_pad|> but {len(grids)} pictures were given.")
-        costs = iter(math.prod(grid) // self.image_processor.merge_size**2 for grid in grids)  # tokens of each picture
-        prompts = [[i for id in ids for i in [id] * (next(costs) if id == image_id else 1)] for ids in prompts]
+        for kind in ("image", "video"):
+            pad, grids = ids_of[f"<|{kind}_pad|>"], inputs.get(f"{kind}_grid_thw", torch.empty(0, 3))
+            costs = iter((grids.prod(1) // self.image_processor.merge_size**2).long().tolist())  # tokens of each
+            prompts = [[i for id in ids for i in [id] * (next(costs) if id == pad else 1)] for ids in prompts]
         longest = max(map(len, prompts), default=0)
-        if not padding and any(len(ids) != longest for ids in prompts):
+        if options.get("padding") in (False, "do_not_pad") and any(len(ids) != longest for ids in prompts):
             raise ValueError("Prompts of different lengths need padding=True to become one tensor.")
         # On the left, whatever the tokenizer's file says: new tokens must follow the prompt, not its padding.
         padded = [[self.tokenizer.pad_token_id] * (longest - len(ids)) + ids for ids in prompts]
         mask = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts]
-        inputs = BatchFeature(input_ids=torch.tensor(padded).long(), attention_mask=torch.tensor(mask).long())  # (B, S)
-        if grids:
-            inputs |= {"pixel_values": torch.cat(patches), "image_grid_thw": torch.tensor(grids)}  # (N, 1176), (·, 3)
+        ids, mask = torch.tensor(padded).long(), torch.tensor(mask).long()  # (B, S)
+        inputs = BatchFeature(input_ids=ids, attention_mask=mask, **inputs)
+        if options.get("return_mm_token_type_ids"):  # 0 is a word, 1 a picture, 2 a clip
+            inputs["mm_token_type_ids"] = (ids == ids_of["<|image_pad|>"]) + 2 * (ids == ids_of["<|video_pad|>"])
         return inputs
 
 
@@ -518,20 +529,11 @@ def get_rope_index(
 # kernel on CUDA: never a mask tensor. `flash` insists on that kernel; `eager` writes the formula out.
 
 
-def flash_problem(device: str, dtype: torch.dtype, head_dim: int) -> str | None:
-    """Why the flash kernel cannot run this attention; None if it can. (On CPU, PyTorch's own flash kernel is meant.)"""
-    fits = device == "cuda" and dtype in (torch.float16, torch.bfloat16) and head_dim % 8 == 0 and head_dim <= 256
-    if fits or device == "cpu":
-        return None
-    wanted = "cuda, float16 or bfloat16, and a head_dim that is a multiple of 8 up to 256"
-    return f"it needs {wanted}; here are {device}, {dtype}, {head_dim}".replace("torch.", "")
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool, implementation: str) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool, implementation: str, maps: list | None = None) -> Tensor:
     """softmax(q·kᵀ / √D)·v: q (B, H, Q, D), k and v (B, Hkv, S, D) → (B, H, Q, D).
 
     Causal means by place in the sequence: the Q queries are the last Q of the S tokens, and a query sees itself and
-    what came before. (Not by M-RoPE position: those of a picture repeat.)
+    what came before. (Not by M-RoPE position: those of a picture repeat.) `eager` adds its softmax to `maps`.
     """
     (B, H, Q, D), (Hkv, S) = q.shape, k.shape[1:3]
     if implementation == "eager":
@@ -540,8 +542,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool, implementation: str) -
         if causal:
             future = torch.ones(Q, S, dtype=torch.bool, device=q.device).triu(S - Q + 1)
             scores = scores.masked_fill(future, -torch.inf)
-        return scores.softmax(-1, dtype=torch.float32).to(q.dtype) @ v
-    if implementation == "flash" and (problem := flash_problem(q.device.type, q.dtype, D)):
+        weights = scores.softmax(-1, dtype=torch.float32).to(q.dtype)
+        if maps is not None:
+            maps.append(weights)
+        return weights @ v
+    if implementation == "flash" and (problem := checks.flash_problem(q.device.type, q.dtype, D)):
         raise ValueError(f"The flash kernel was demanded but {problem}; use attn_implementation='sdpa'.")
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION) if implementation == "flash" else nullcontext():
         if Q == 1:  # nothing to hide, so the G heads of a group can pose as G queries of one head: keys are read once
@@ -552,18 +557,21 @@ def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool, implementation: str) -
         return F.scaled_dot_product_attention(q, k, v, attn_mask=causal_lower_right(Q, S), enable_gqa=H != Hkv)
 
 
-def attend_unpadded(q: Tensor, k: Tensor, v: Tensor, pads: list[int], implementation: str) -> Tensor:
+def attend_unpadded(q: Tensor, k: Tensor, v: Tensor, pads: list[int], implementation: str, maps=None) -> Tensor:
     """Causal `attend` in which row b's first `pads[b]` keys are padding: each row runs on its real tokens alone."""
     if not any(pads):
-        return attend(q, k, v, True, implementation)
-    Q, S, rows = q.shape[2], k.shape[2], []
+        return attend(q, k, v, True, implementation, maps)
+    Q, S, rows, row_maps = q.shape[2], k.shape[2], [], []
     for b, pad in enumerate(pads):
         skip = max(0, Q - (S - pad))  # of this row's queries, how many are padding themselves
         if skip == Q:  # nothing but padding
             rows.append(torch.zeros_like(q[b : b + 1]))
-            continue
-        real = attend(q[b : b + 1, :, skip:], k[b : b + 1, :, pad:], v[b : b + 1, :, pad:], True, implementation)
-        rows.append(F.pad(real, (0, 0, skip, 0)))  # zeros where the padding was: (1, H, Q, D)
+            row_maps.append(q.new_zeros(1, q.shape[1], 0, S - pad))
+        else:
+            parts = q[b : b + 1, :, skip:], k[b : b + 1, :, pad:], v[b : b + 1, :, pad:]
+            rows.append(F.pad(attend(*parts, True, implementation, row_maps), (0, 0, skip, 0)))  # (1, H, Q, D)
+    if maps is not None:  # zeros where the padding was, here too
+        maps.append(torch.cat([F.pad(m, (S - m.shape[3], 0, Q - m.shape[2], 0)) for m in row_maps]))  # (B, H, Q, S)
     return torch.cat(rows)
 
 
@@ -717,7 +725,7 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(width, kv_width)
         self.o_proj = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, pads: list[int], implementation: str):
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, pads: list[int], *how) -> Tensor:
         B, Q, _ = x.shape
         q, k, v = (
             proj(x).view(B, Q, -1, self.head_dim).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj)
@@ -725,7 +733,7 @@ class Attention(nn.Module):
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)  # (B, Hkv, S, D)
-        y = attend_unpadded(q, k, v, pads, implementation)  # (B, H, Q, D)
+        y = attend_unpadded(q, k, v, pads, *how)  # (B, H, Q, D)
         return self.o_proj(y.transpose(1, 2).reshape(B, Q, -1))  # (B, Q, C)
 
 
@@ -763,14 +771,14 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(
-        self, x: Tensor, position_ids: Tensor, cache: KVCache | None, pads: list, implementation: str
-    ) -> Tensor:
-        """Embeddings (B, Q, C) at positions (3, B, Q) → hidden states (B, Q, C)."""
+    def forward(self, x: Tensor, position_ids: Tensor, *context, states: list | None = None) -> Tensor:
+        """Embeddings (B, Q, C) at positions (3, B, Q) → hidden states (B, Q, C); `states` collects all on the way."""
         cos, sin = cos_sin(mrope_angles(position_ids, self.config))  # (B, Q, D), angles always in float32
         cos, sin = cos[:, None].to(x.dtype), sin[:, None].to(x.dtype)  # (B, 1, Q, D): the same for every head
         for layer in self.layers:
-            x = layer(x, cos, sin, cache, pads, implementation)
+            if states is not None:
+                states.append(x)
+            x = layer(x, cos, sin, *context)
         return self.norm(x)
 
 
@@ -788,6 +796,9 @@ class Qwen2VLOutput:
     logits: Tensor | None = None  # (B, Q or logits_to_keep, V)
     loss: Tensor | None = None  # ()
     past_key_values: KVCache | None = None
+    position_ids: Tensor | None = None  # (3, B, Q): time, height, width
+    hidden_states: tuple | None = None  # (B, Q, C) each: the embeddings, then what each layer makes; normed at the end
+    attentions: tuple | None = None  # (B, H, Q, S) for each layer
 
 
 class Qwen2VLModel(nn.Module):
@@ -826,12 +837,15 @@ class Qwen2VLModel(nn.Module):
         video_grid_thw: Tensor | None = None,
         past_key_values: KVCache | None = None,
         mm_token_type_ids: Tensor | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
     ) -> Qwen2VLOutput:
         """Ids (B, Q) and media → `last_hidden_state` (B, Q, C).
 
         `attention_mask` (B, Q) marks padding with 0, on the left or on the right. With a cache in `past_key_values`
         the ids continue what it holds (text or media), and need no mask. `mm_token_type_ids`, which the official
-        processor adds, says nothing that the ids do not; it is accepted and not used.
+        processor adds, says nothing that the ids do not; it is accepted and not used. To look inside:
+        `output_hidden_states`, and `output_attentions`, for which the decoder's attention is written out (eager).
         """
         cache, config = past_key_values, self.config
         media = (
@@ -841,7 +855,7 @@ class Qwen2VLModel(nn.Module):
         continues = cache is not None and cache.length > 0
         decoding = continues and input_ids.shape[1] == 1  # the id just chosen: a word, even if it is <|image_pad|>
         for item in () if decoding else media:  # all counts are checked before the expensive tower runs
-            check_placeholders(*item, config.vision_config.spatial_merge_size)
+            checks.check_placeholders(*item, config.vision_config.spatial_merge_size)
         x = self.model.embed_tokens(input_ids)  # (B, Q, C)
         for _, places, pixels, grid_thw in media:
             if pixels is not None:
@@ -850,7 +864,7 @@ class Qwen2VLModel(nn.Module):
         if continues and attention_mask is not None and not attention_mask[:, -input_ids.shape[1] :].all():
             raise ValueError("A later turn cannot be padded: only the first one, which the cache knows about, can.")
         mask = None if continues else attention_mask
-        pads = cache.pads if continues else left_padding(mask, len(input_ids))
+        pads = cache.pads if continues else checks.left_padding(mask, len(input_ids))
         if position_ids is None:
             if decoding:
                 position_ids, rope_deltas = input_ids.new_zeros(3, *input_ids.shape), 0  # (3, B, 1)
@@ -860,40 +874,23 @@ class Qwen2VLModel(nn.Module):
                 position_ids = position_ids + cache.next_position
                 real = input_ids.shape[1] if mask is None else mask.sum(1, keepdim=True)  # tokens without padding
                 cache.next_position = cache.next_position + real + rope_deltas
-        x = self.model(x, position_ids, cache, pads, self.attn_implementation)
+        states, maps = ([] if wanted else None for wanted in (output_hidden_states, output_attentions))
+        implementation = "eager" if output_attentions else self.attn_implementation
+        x = self.model(x, position_ids, cache, pads, implementation, maps, states=states)
         if cache is not None:
             cache.pads = pads
             cache.length += input_ids.shape[1]
             read = input_ids if mask is None else torch.where(mask.bool(), input_ids, input_ids[:, -1:])  # no padding
             cache.token_ids = torch.cat([cache.token_ids, read], dim=1)
-        return Qwen2VLOutput(last_hidden_state=x, past_key_values=cache)
+        states, maps = states and (*states, x), maps and tuple(maps)
+        return Qwen2VLOutput(x, None, None, cache, position_ids, hidden_states=states, attentions=maps)
 
+    def get_image_features(self, pixel_values: Tensor, image_grid_thw: Tensor) -> tuple[Tensor, ...]:
+        """What the decoder is given for each picture: visual tokens (M, C), row by row."""
+        seen = self.visual(pixel_values, image_grid_thw, self.attn_implementation)
+        return seen.split((image_grid_thw.prod(1) // self.config.vision_config.spatial_merge_size**2).tolist())
 
-def left_padding(attention_mask: Tensor | None, rows: int) -> list[int]:
-    """How many tokens of padding each row starts with. Padding on the right needs nothing: it is in the future."""
-    if attention_mask is None:
-        return [0] * rows
-    mask = attention_mask.bool()
-    starts_again = mask[:, 1:] & ~mask[:, :-1]  # a one after a zero
-    if (starts_again.sum(1) + mask[:, 0] > 1).any():
-        raise ValueError("attention_mask has a hole: a row must be one run of ones, padded on its left or right.")
-    return torch.where(mask.any(1), mask.int().argmax(1), mask.shape[1]).tolist()
-
-
-def check_placeholders(name: str, is_media: Tensor, pixels: Tensor | None, grid_thw: Tensor | None, merge: int) -> None:
-    """Every row's media tokens (`is_media`, (B, Q)) must be used up exactly by the next pictures, in order."""
-    sizes = [] if grid_thw is None else (grid_thw.prod(1) // merge**2).tolist()  # tokens of each picture
-    if (rows := 0 if pixels is None else len(pixels)) != sum(sizes) * merge**2:
-        raise ValueError(f"The {name} pixels have {rows} rows, but their grid_thw describes {sum(sizes) * merge**2}.")
-    sizes.reverse()
-    for row, found in enumerate(is_media.sum(1).tolist()):
-        expected = 0
-        while expected < found and sizes:
-            expected += sizes.pop()
-        if expected != found:
-            raise ValueError(f"Row {row} has {found} <|{name}_pad|> tokens, but its {name}s make {expected}: cut text?")
-    if sizes:
-        raise ValueError(f"{len(sizes)} {name}(s) are left over: no row has <|{name}_pad|> tokens for them.")
+    get_video_features = get_image_features  # a clip is pictures one after the other, as far as the tower can tell
 
 
 class Qwen2VLForConditionalGeneration(Qwen2VLModel):

@@ -141,6 +141,36 @@ def config_to_dict(config: qwen2vl_mini.Qwen2VLConfig) -> dict:
     return d
 
 
+def processor_options(name: str | Path, kind: type, overrides: dict) -> dict:
+    """The fields of an image processor of class `kind`: a checkpoint's, then `overrides` that are not None.
+
+    `min_pixels` and `max_pixels` asked for hold for pictures and for frames.
+    """
+    known, options, folder = {field.name for field in fields(kind)}, {}, find_checkpoint(name)
+    if unknown := overrides.keys() - known:
+        raise ValueError(f"The option {min(unknown)!r} is unknown; known are {', '.join(sorted(known))}.")
+    video_file, limits = folder / "video_preprocessor_config.json", ("min_pixels", "max_pixels")
+    for prefix, path in (("", folder / "preprocessor_config.json"), ("video_", video_file)):
+        d = read_json(path) if not prefix or path.exists() else {}
+        size = d.get("size") or {}  # newer files call the two *areas* "edges"
+        d = {"min_pixels": size.get("shortest_edge"), "max_pixels": size.get("longest_edge")} | d
+        names = limits if prefix else known - {"resample"}  # which in files is a number of Pillow's
+        options |= {prefix + name: d[name] for name in names if d.get(name)}
+    given = {name: value for name, value in overrides.items() if value is not None}
+    return options | {f"video_{name}": given[name] for name in limits if name in given} | given
+
+
+def processor_to_dict(image_processor, video: bool = False) -> dict:
+    """The content of a preprocessor_config.json, or of a video_preprocessor_config.json."""
+    d = {name: value for name, value in asdict(image_processor).items() if name != "resample"}
+    frames = {name.removeprefix("video_"): d.pop(name) for name in list(d) if name.startswith("video_")}
+    if not video:
+        return {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2VLProcessor"} | d
+    size = {"shortest_edge": frames["min_pixels"], "longest_edge": frames["max_pixels"]}
+    frames = {"min_pixels": frames["min_pixels"], "max_pixels": frames["max_pixels"], "size": size}
+    return {"video_processor_type": "Qwen2VLVideoProcessor", "processor_class": "Qwen2VLProcessor"} | d | frames
+
+
 def read_chat_template(folder: Path) -> str | None:
     """A checkpoint's chat template (Jinja), from the newest of the three places where one may be; None without one."""
     if (folder / "chat_template.jinja").exists():
@@ -379,7 +409,8 @@ def save(model: nn.Module, processor, folder: str | Path, max_shard_bytes: float
     if generation_config := getattr(model, "generation_config", None):
         files["generation_config.json"] = generation_config
     if processor is not None:
-        files["preprocessor_config.json"] = processor.image_processor.to_dict()
+        files["preprocessor_config.json"] = processor_to_dict(processor.image_processor)
+        files["video_preprocessor_config.json"] = processor_to_dict(processor.image_processor, video=True)
         files["tokenizer.json"] = json.loads(processor.tokenizer.bpe.to_str())
         files["tokenizer_config.json"] = tokenizer_config(processor)
         if processor.chat_template is not None:

@@ -26,7 +26,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor as OfficialProcessor
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
-from qwen2vl_mini import Qwen2VLProcessor, Special, render_chat
+from qwen2vl_mini import Qwen2VLProcessor, Special, media_kind, render_chat
 from tiny_world.chat_template import CHAT_TEMPLATE
 from tiny_world.tokenizer import save_tokenizer
 
@@ -338,8 +338,18 @@ def test_rendering_equals_the_official_template_on_random_conversations(conversa
     assert json.dumps(conversation) == before, "the user's messages are left alone"
 
 
+def nothing_is_dropped(conversations) -> bool:
+    """Whether every item has something to show: for the others, which the template drops in silence, see below."""
+    contents = [message["content"] for messages in conversations for message in messages]
+    items = [item for content in contents if not isinstance(content, str) for item in content]
+    return all("text" in item or media_kind(item) for item in items)
+
+
 @settings(max_examples=40, deadline=None)
-@given(conversations=st.lists(st.lists(MESSAGE, min_size=1, max_size=3), min_size=1, max_size=3), options=OPTIONS)
+@given(
+    conversations=st.lists(st.lists(MESSAGE, min_size=1, max_size=3), min_size=1, max_size=3).filter(nothing_is_dropped),
+    options=OPTIONS,
+)
 def test_rendering_equals_transformers_on_random_batches(conversations, options, ours, official):
     assert ours.apply_chat_template(conversations, **options) == official.apply_chat_template(conversations, **options)
     assert ours.apply_chat_template(conversations[0], **options) == official.apply_chat_template(
@@ -352,6 +362,12 @@ def test_messages_without_role_or_content_are_errors(message, ours):
     for tokenize in (False, True):
         with pytest.raises(ValueError, match="'role' and a 'content'"):
             ours.apply_chat_template([{"role": "user", "content": "x"}, message], tokenize=tokenize)
+
+
+@pytest.mark.parametrize("item", [{}, {"type": "text"}, {"type": "video_url", "video_url": {"url": "a.mp4"}}, 5, None])
+def test_items_that_the_template_would_drop_are_errors(item, ours):
+    with pytest.raises(ValueError, match="An item of a message"):
+        ours.apply_chat_template([{"role": "user", "content": ["Look:", item]}])
 
 
 # --- conversations → the model's inputs -------------------------------------------------------------------------------

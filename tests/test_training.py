@@ -42,7 +42,7 @@ def test_a_batch_has_one_target_for_each_visual_token(processor):
     batch = train.make_batch(3, processor.tokenizer, processor.image_processor)
     image_id = processor.tokenizer.special_ids["<|image_pad|>"]
     assert (batch["input_ids"] == image_id).sum() == len(batch["cell_names"]) == len(batch["pixel_values"]) // 4
-    assert batch["cell_places"].shape == (len(batch["cell_names"]), 6)
+    assert batch["cell_places"].shape == (len(batch["cell_names"]), 10)
     has_object = ~batch["cell_places"][:, 2].isnan()
     assert torch.equal(has_object, batch["cell_names"][:, :8].any(1))
     again = train.make_batch(3, processor.tokenizer, processor.image_processor)
@@ -80,7 +80,7 @@ def test_training_learns_is_resumed_and_saves_what_can_be_loaded(tmp_path, monke
     assert float(lines[-1]["loss"]) < float(lines[0]["loss"])
     assert (folder / "training.png").read_bytes().startswith(b"\x89PNG")
     model, processor = weights_loader.load(folder)
-    assert sum(p.numel() for p in model.parameters()) == 2_979_200
+    assert sum(p.numel() for p in model.parameters()) == 3_767_040
     results = evaluate.evaluate(model, processor, ["describe", "where"], 2, 64, 2, "train")
     assert results["describe"]["n"] == 2 and 0 <= results["where"]["mean_iou"] <= 1
 

@@ -153,7 +153,10 @@ def test_saved_files_are_those_of_the_released_checkpoints(tmp_path, processor):
     model = make_model().to(torch.bfloat16)
     model.generation_config = {"top_k": 1}
     save(model, processor, tmp_path)
-    expected = "chat_template config generation_config preprocessor_config tokenizer tokenizer_config".split()
+    expected = (
+        "chat_template config generation_config preprocessor_config tokenizer tokenizer_config "
+        "video_preprocessor_config"
+    ).split()
     assert sorted(os.listdir(tmp_path)) == sorted([*(f"{name}.json" for name in expected), WEIGHTS])
     tensors = load_file(tmp_path / WEIGHTS)
     assert tensors.keys() == {name for name in model.state_dict() if name != "lm_head.weight"}
@@ -843,6 +846,7 @@ SMALL_FILES = {
     "config.json",
     "chat_template.json",
     "preprocessor_config.json",
+    "video_preprocessor_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
 }

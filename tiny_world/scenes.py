@@ -393,20 +393,22 @@ def _text_at(text: Text, x: int, y: int) -> Text:
     return replace(text, x=text.x + dx, y=text.y + dy, centres=centres, box=(x1 + dx, y1 + dy, x2 + dx, y2 + dy))
 
 
-def _place_text(rng: random.Random, width: int, height: int, length: int, fonts: str) -> Text:
+def _place_text(
+    rng: random.Random, width: int, height: int, length: int, fonts: str, smallest: float = MIN_TEXT_HEIGHT
+) -> Text:
     """A random string, as tall as the draw and the picture allow; shorter than `length` where that many never fit."""
     string = "".join(rng.choice(CHARACTERS) for _ in range(length))
     key = rng.choice(rng.choice(font_families(fonts)))
     # Squared, because small text is the common case and the hard one.
-    wanted = MIN_TEXT_HEIGHT + (MAX_TEXT_HEIGHT - MIN_TEXT_HEIGHT) * rng.random() ** 2
+    wanted = smallest + (MAX_TEXT_HEIGHT - smallest) * rng.random() ** 2
     while True:
         text = _make_text(string, "black", COLOURS["black"], wanted, key)
         w, h = text.box[2] - text.box[0], text.box[3] - text.box[1]
         if w <= width - 2 and h <= height - 2:
             x, y = rng.randint(1, int(width - 1 - w)), rng.randint(1, int(height - 1 - h))
             return _text_at(text, x, y)
-        if wanted > MIN_TEXT_HEIGHT:
-            wanted = max(MIN_TEXT_HEIGHT, wanted * min(0.95, (width - 2) / w, (height - 2) / h))
+        if wanted > smallest:
+            wanted = max(smallest, wanted * min(0.95, (width - 2) / w, (height - 2) / h))
         else:
             string = string[:-1]
 
@@ -479,6 +481,7 @@ def make_scene(
     fonts: str = "train",
     repeat: float = 0.3,
     kinds: list[tuple[str, str]] | None = None,
+    smallest_text: float = MIN_TEXT_HEIGHT,
 ) -> Scene:
     """A random scene.
 
@@ -491,12 +494,13 @@ def make_scene(
         fonts: "train" or "test".
         repeat: probability that an object takes its colour or its shape from an earlier one.
         kinds: the (colour, shape) pairs to place, instead of drawing `num_things` of them.
+        smallest_text: least height of a capital letter, in pixels.
     """
     if min(width, height) < MIN_SIDE or max(width, height) > MAX_SIDE:
         raise ValueError(f"A picture's sides must be {MIN_SIDE} to {MAX_SIDE} pixels, not {width}x{height}.")
     if kinds is None:
         kinds = _pick_kinds(rng, num_things, pairs, repeat)
-    text = _place_text(rng, width, height, text_length, fonts) if text_length else None
+    text = _place_text(rng, width, height, text_length, fonts, smallest_text) if text_length else None
     boxes = [text.box] if text else []
     things: list[Thing] = []
     smallest = max(MIN_RADIUS, RADIUS_PER_SIDE * min(width, height))

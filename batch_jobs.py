@@ -1,0 +1,399 @@
+"""--batch: a file of conversations → a file of answers, in batches of similar length, able to go on where it stopped.
+
+The input is read in windows of lines, so that memory does not grow with the file. Within a window, prompts of similar
+length run together. Answers are appended to --out as soon as their batch is done; when all are there, or the run is
+stopped, the lines are put into order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from checks import as_messages, media_kind
+from command_line import note, sentence
+from conversations import (
+    BUNDLED,
+    check_length,
+    clip_options,
+    is_url,
+    load_model,
+    media_of,
+    open_checkpoint,
+    open_media,
+    prompt_length,
+    sampling_options,
+    text_of,
+)
+from media_loader import item_source
+
+BATCH_TOKENS = 16384  # of one call: prompts with their padding, and the longest answers
+WINDOW_LINES = 64
+WINDOW_PIXELS = 100_000_000  # of open pictures: 300 MB
+WINDOW_BYTES = 64 * 2**20  # of lines: pictures may stand in them as data URIs
+BAR = 30  # characters
+QUIET_SECONDS = 20  # between two lines about the progress, where stderr is no terminal
+
+
+@dataclass
+class Line:
+    """One line of the input: what stands in it, and later what came of it."""
+
+    number: int  # from 1
+    text: bytes
+    messages: list[dict] = field(default_factory=list)
+    length: int = 0  # tokens of the prompt
+    named: dict = field(default_factory=dict)  # its "id", if it has one
+
+    @property
+    def hash(self) -> str:
+        """Tells whether the line is still the one that was answered."""
+        return hashlib.sha256(self.text).hexdigest()[:16]
+
+    def record(self, **content) -> dict:
+        return {"line": self.number, **self.named, **content, "hash": self.hash}
+
+
+# ── Input ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def read_lines(path: Path) -> Iterator[Line]:
+    """All lines that are not blank."""
+    try:
+        with path.open("rb") as file:
+            for number, text in enumerate(file, 1):
+                if text := text.strip():
+                    yield Line(number, text)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}); check its permissions.") from None
+
+
+def parse(line: Line, folder: Path, system: str | None) -> None:
+    """Fill in `messages` and `named`; media paths become absolute. Raises ValueError."""
+    try:
+        content = json.loads(line.text)
+        json.dumps(content, ensure_ascii=False).encode()  # halves of characters ("\\ud800") are no text
+    except UnicodeError:
+        raise ValueError("This is no UTF-8 text; convert it first.") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"This is no JSON ({error.msg} at character {error.pos + 1}).") from None
+    except (ValueError, RecursionError):
+        raise ValueError("This JSON is nested too deeply, or has a number of thousands of digits.") from None
+    if isinstance(content, dict):
+        line.named = {"id": content["id"]} if "id" in content else {}
+        if "messages" not in content:
+            raise ValueError('This has no "messages"; write a list of messages, or {"id": …, "messages": [...]}.')
+        content = content["messages"]
+    line.messages = as_messages(content)
+    if not line.messages:
+        raise ValueError("This conversation has no messages.")
+    if system and line.messages[0]["role"] != "system":
+        line.messages.insert(0, {"role": "system", "content": system})
+    for item in media_of(line.messages):
+        kind, source = media_kind(item), item_source(item)
+        for key in ("image_url", "video_url", "url", "path", "base64"):
+            item.pop(key, None)
+        item[kind] = [in_folder(frame, folder) for frame in source] if isinstance(source, list) else source
+        item[kind] = in_folder(item[kind], folder)
+
+
+def in_folder(source, folder: Path):
+    """A relative path → the same, from `folder`; all else stays as it is."""
+    return os.path.join(folder, source) if isinstance(source, str) and source and not is_url(source) else source
+
+
+def windows(lines: Iterator[Line], prepare: Callable[[Line], int | None]) -> Iterator[list[Line]]:
+    """Groups of neighbouring lines that are prepared and can be in memory together.
+
+    `prepare` returns the pixels that a line keeps open, or None if it cannot be answered.
+    """
+    window, seen, pixels, size = [], 0, 0, 0
+    for line in lines:
+        if (cost := prepare(line)) is not None:
+            window.append(line)
+            pixels, size = pixels + cost, size + len(line.text)
+        seen += 1
+        if seen == WINDOW_LINES or pixels > WINDOW_PIXELS or size > WINDOW_BYTES:
+            yield window
+            window, seen, pixels, size = [], 0, 0, 0
+    yield window
+
+
+def batches(window: list[Line], batch_tokens: int, max_new_tokens: int) -> Iterator[list[Line]]:
+    """A window → batches of similar length, longest first, each of at most `batch_tokens` with padding and answers.
+
+    A prompt for which that is too little runs alone.
+    """
+    batch: list[Line] = []
+    for line in sorted(window, key=lambda line: (-line.length, line.number)):
+        if batch and (batch[0].length + max_new_tokens) * (len(batch) + 1) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(line)
+    if batch:
+        yield batch
+
+
+# ── Output ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Answers:
+    """Where the records go: the file of --out, which is put into order at the end, or stdout.
+
+    `answered` has the lines that need not run again: their number → their hash.
+    """
+
+    def __init__(self, path: Path | None):
+        self.path, self.file, self.waiting = path, None, {}
+        self.answered: dict[int, str] = {}
+        self.places: dict[int, tuple[int, int]] = {}  # line number → offset and length of its last record in the file
+        self.end, self.ordered = 0, True  # bytes of whole records
+        if path is not None and path.exists():
+            self.read()
+
+    def read(self) -> None:
+        """Learn what is in the file. Raises ValueError if anything in it is not ours: it would be lost."""
+        try:
+            file = self.path.open("rb")
+        except OSError as error:
+            raise ValueError(f"--out {self.path} cannot be read ({error.strerror}); name another file.") from None
+        with file:
+            for number, text in enumerate(file, 1):
+                if not text.endswith(b"\n") and text[:9] == b'{"line": '[: len(text)]:
+                    break  # torn: we were stopped while we wrote it. The next record takes its place
+                try:
+                    record = json.loads(text)
+                    ours = isinstance(record["line"], int) and ("answer" in record or "error" in record)
+                except (ValueError, KeyError, TypeError, RecursionError):
+                    ours = False
+                if not ours:
+                    raise ValueError(
+                        f"--out {self.path} holds other things than answers (line {number}); name another file."
+                    )
+                self.remember(record, len(text))
+
+    def remember(self, record: dict, length: int) -> None:
+        """A record of so many bytes stands at the end of the file."""
+        number = record["line"]
+        self.ordered &= number > max(self.places, default=0)
+        self.places[number] = self.end, length
+        self.end += length
+        self.answered.pop(number, None)
+        if "answer" in record:
+            self.answered[number] = record.get("hash")
+
+    def has(self, line: Line) -> bool:
+        return self.answered.get(line.number) == line.hash
+
+    def write(self, record: dict) -> None:
+        text = json.dumps(record, ensure_ascii=False) + "\n"
+        if self.path is None:
+            self.waiting[record["line"]] = text
+            return
+        if self.file is None:  # not before there is something to write
+            self.file = self.path.open("r+b" if self.path.exists() else "x+b")
+            self.file.truncate(self.end)
+            self.file.seek(self.end)
+        self.file.write(text.encode())
+        self.file.flush()
+        self.remember(record, len(text.encode()))
+
+    def flush(self) -> None:
+        """After each window: stdout cannot be put into order later."""
+        for number in sorted(self.waiting):
+            print(self.waiting.pop(number), end="", flush=True)
+
+    def close(self, numbers: set[int] | None = None) -> None:
+        """Put the file into order. `numbers`: the lines that there are; records of others are out of date."""
+        self.flush()
+        if self.file is None:
+            return
+        kept = sorted(self.places.keys() & numbers if numbers else self.places)
+        if not self.ordered or len(kept) < len(self.places):
+            target = self.path.resolve()  # a link stays a link
+            with tempfile.NamedTemporaryFile(dir=target.parent, prefix=target.name, delete=False) as draft:
+                for number in kept:
+                    offset, length = self.places[number]
+                    self.file.seek(offset)
+                    draft.write(self.file.read(length))
+            shutil.copymode(target, draft.name)
+            self.file.close()
+            os.replace(draft.name, target)
+        self.file.close()
+
+
+class Progress:
+    """How far we are, on stderr: a bar if that is a terminal, else a line now and then."""
+
+    def __init__(self, total: int, done: int):
+        self.total, self.done, self.skipped, self.failed = total, done, done, 0
+        self.terminal, self.began, self.shown = sys.stderr.isatty(), time.monotonic(), time.monotonic()
+
+    def step(self, failed: bool = False) -> None:
+        self.done, self.failed = self.done + 1, self.failed + failed
+
+    def show(self) -> None:
+        now = time.monotonic()
+        if self.terminal or now - self.shown > QUIET_SECONDS:
+            self.shown = now
+            text = f"\r{self.bar()}\x1b[K" if self.terminal else f"{self.text()}\n"
+            print(text, end="", file=sys.stderr, flush=True)
+
+    def text(self) -> str:
+        seconds, fresh = time.monotonic() - self.began, self.done - self.skipped
+        left = f", about {clock(seconds / fresh * (self.total - self.done))} left" if fresh else ""
+        failed = f", {self.failed} failed" if self.failed else ""
+        return f"{self.done} of {self.total} lines{failed}{left}"
+
+    def bar(self) -> str:
+        full = BAR * self.done // max(self.total, 1)
+        return f"[{'#' * full}{'.' * (BAR - full)}] {self.text()}"
+
+    def note(self, text: str) -> None:
+        """A line of its own, above the bar."""
+        note(("\r\x1b[K" if self.terminal else "") + text)
+
+    def close(self) -> None:
+        if self.terminal:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}" if minutes >= 60 else f"{minutes}:{seconds:02}"
+
+
+# ── Running ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Job:
+    """One run of --batch. The weights are loaded when the first batch is ready for them."""
+
+    def __init__(self, args: argparse.Namespace, answers: Answers, total: int, done: int):
+        self.args, self.answers, self.progress = args, answers, Progress(total, done)
+        self.system = text_of(args.system) if args.system else None
+        self.folder, self.clips = args.batch.resolve().parent, clip_options(args)
+        self.processor, self.context = open_checkpoint(args)
+        self.model = None
+
+    def run(self, lines: Iterator[Line]) -> None:
+        for window in windows(lines, self.prepare):
+            for batch in batches(window, self.args.batch_tokens or BATCH_TOKENS, self.args.max_new_tokens):
+                self.answer(batch)
+                for line in batch:
+                    line.messages = []  # its pictures are not needed any more
+            self.answers.flush()
+
+    def prepare(self, line: Line) -> int | None:
+        """Check a line and open its media, for `windows`. A bad one is reported and skipped."""
+        try:
+            parse(line, self.folder, self.system)
+            for message in line.messages:
+                if not isinstance(message["content"], str):
+                    how = self.processor, self.context, self.clips
+                    message["content"] = open_media(message["content"], *how)
+            line.length = prompt_length(line.messages, self.processor, self.args.add_vision_id)
+            check_length(line.messages, line.length, self.args.max_new_tokens, self.context)
+        except Exception as error:
+            self.fail(line, error)
+            return None
+        measures = [item["measured"] for item in media_of(line.messages)]
+        return sum(measured["width"] * measured["height"] for measured in measures if "frames" not in measured)
+
+    def fail(self, line: Line, error: Exception) -> None:
+        if self.args.debug:
+            raise error
+        text = sentence(error)
+        self.progress.note(f"line {line.number}: {text}")
+        self.answers.write(line.record(error=text.removeprefix("error: ")))
+        self.progress.step(failed=True)
+        self.progress.show()
+
+    def answer(self, batch: list[Line]) -> None:
+        """Run one batch; if that fails, its lines one by one."""
+        if self.model is None:
+            self.progress.close()
+            self.model = load_model(self.args)[0]
+        self.progress.show()
+        try:
+            records, failure = self.generate(batch), None
+        except Exception as error:
+            records, failure = [], error.with_traceback(None)  # which would hold on to the memory that is missing
+        if failure is None:
+            for record in records:
+                self.answers.write(record)
+                self.progress.step()
+            self.progress.show()
+        elif len(batch) == 1:
+            self.fail(batch[0], failure)
+        else:
+            self.progress.note(f"A batch of {len(batch)} lines failed ({sentence(failure)}); now one by one.")
+            for line in batch:
+                self.answer([line])
+
+    def generate(self, batch: list[Line]) -> list[dict]:
+        """The records of lines that run together."""
+        inputs = self.processor.apply_chat_template(
+            [line.messages for line in batch],
+            tokenize=True,
+            return_dict=True,
+            add_generation_prompt=True,
+            add_vision_id=self.args.add_vision_id,
+        )
+        options = {"max_new_tokens": self.args.max_new_tokens, **sampling_options(self.args)}
+        ids = self.model.generate(**inputs.to(self.model.device), **options)[:, inputs["input_ids"].shape[1] :]
+        ends = self.model.generation_config.get("eos_token_id", [])
+        ends = {ends} if isinstance(ends, int) else set(ends)
+        records = []
+        for line, row in zip(batch, ids.tolist()):
+            written = next((place for place, i in enumerate(row) if i in ends), None)  # behind it is padding
+            answer, raw = (self.processor.decode(row[:written], skip_special_tokens=skip) for skip in (True, False))
+            tokens = {"prompt": line.length, "answer": len(row) if written is None else written + 1}
+            more = ({"raw": raw} if raw != answer else {}) | ({"cut_off": True} if written is None else {})
+            records.append(line.record(answer=answer, **more, tokens=tokens))
+        return records
+
+
+def run(args: argparse.Namespace) -> int:
+    """Answer the lines of --batch; returns 0 if all of them are answered now, else 1. Raises ValueError."""
+    path, out = args.batch, args.out
+    if not path.is_file():
+        raise ValueError(f"--batch {path} is no file; name one with a conversation on each line.")
+    if out and (out.exists() and not out.is_file() or not os.access(out if out.exists() else out.parent, os.W_OK)):
+        raise ValueError(f"--out {out} cannot be written; name a file in an existing folder of yours.")
+    if out and out.exists() and out.samefile(path):
+        raise ValueError(f"--out {out} would overwrite the conversations themselves; choose another name.")
+    numbers = {line.number for line in read_lines(path)}
+    if not numbers:
+        raise ValueError(f"{path} is empty; write a conversation on each line.")
+    answers = Answers(out)
+    done = sum(answers.has(line) for line in read_lines(path)) if answers.answered else 0
+    if len(answers.answered) > 1 and not done:
+        raise ValueError(f"--out {out} holds the answers to other conversations than {path}; name another file.")
+    job = Job(args, answers, len(numbers), done)
+    if args.model is None:
+        note(BUNDLED)
+    if done:
+        note(f"{done} of {len(numbers)} lines are answered in {out} already.")
+    progress, complete = job.progress, False
+    try:
+        job.run(line for line in read_lines(path) if not answers.has(line))
+        complete = True
+    except KeyboardInterrupt:
+        progress.note("Stopped." + f" {out} has what was answered; the same command goes on from there." * bool(out))
+        raise
+    finally:
+        progress.close()
+        answers.close(numbers if complete else None)
+    failed = f", {progress.failed} failed" if progress.failed else ""
+    note(f"{progress.done - progress.failed} of {progress.total} lines are answered{failed}.")
+    return 1 if progress.failed else 0
