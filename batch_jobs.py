@@ -249,7 +249,7 @@ class Progress:
             print(text, end="", file=sys.stderr, flush=True)
 
     def text(self) -> str:
-        seconds, fresh = time.monotonic() - self.began, self.done - self.skipped
+        seconds, fresh = time.monotonic() - self.began, self.done - self.skipped - self.failed
         left = f", about {clock(seconds / fresh * (self.total - self.done))} left" if fresh else ""
         failed = f", {self.failed} failed" if self.failed else ""
         return f"{self.done} of {self.total} lines{failed}{left}"

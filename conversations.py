@@ -72,6 +72,7 @@ def open_item(item: dict, processor: Qwen2VLProcessor, context: int, clips: dict
         thing = load_video(source, **sampling)
         about = {"frames": thing.num_frames, "total_frames": thing.total_frames, "video_fps": thing.video_fps}
         about |= {"seconds": [round(second, 3) for second in thing.seconds]}
+        about |= {"note": thing.note} if thing.note else {}
         frame = thing.num_frames, thing.height, thing.width
         height, width = (
             images.target_size(*size, **limits) if size else images.frame_size(*frame, **limits, total_pixels=total)
@@ -91,17 +92,17 @@ def open_item(item: dict, processor: Qwen2VLProcessor, context: int, clips: dict
 
 def open_media(items: list[dict], *how) -> list[dict]:
     """The content of a message with its media open; `how` as for `open_item`."""
-    return [open_item(item, *how) if media_kind(item) and "measured" not in item else item for item in items]
+    return [open_item(item, *how) if media_kind(item) else item for item in items]
 
 
 def in_words(measured: dict) -> str:
     """One line about a picture or clip."""
-    frames, m = "", measured
+    frames, m, hint = "", measured, f" ({measured['note']})" if "note" in measured else ""
     if times := m.get("seconds"):
         spacing = f", every {(times[-1] - times[0]) / (len(times) - 1):.2f} s" if len(times) > 1 else ""
         frames = f"{len(times)} of {m['total_frames']} frames ({times[0]:.2f} to {times[-1]:.2f} s{spacing}), "
     sizes = f"{m['width']}×{m['height']} → {m['resized_width']}×{m['resized_height']} pixels"
-    return f"{m['file']}: {frames}{sizes}, {m['tokens']} tokens" + f" ({m['note']})" * bool(m.get("note"))
+    return f"{m['file']}: {frames}{sizes}, {m['tokens']} tokens{hint}"
 
 
 def media_of(messages: list[dict]) -> list[dict]:
@@ -336,7 +337,8 @@ class Chat:
 
     def prepare(self, content: list[dict]) -> tuple[dict, list[dict]]:
         """The model's inputs for the whole conversation with one more turn, and its messages."""
-        content = open_media(content, self.processor, self.context)
+        how = self.processor, self.context
+        content = [item if "measured" in item else open_media([item], *how)[0] for item in content]
         messages = [*self.messages, {"role": "user", "content": content}]
         length = prompt_length(messages, self.processor, self.add_vision_id)
         check_length(messages, length, self.max_new_tokens, self.context)  # before anything large is made

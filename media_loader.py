@@ -15,14 +15,17 @@ import colorsys
 import io
 import itertools
 import math
+import numbers
 import os
 import re
 import struct
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote
 
 import numpy as np
@@ -117,6 +120,7 @@ def opener(source, what: str) -> tuple[Callable, str]:
             fetched.seek(0)
             return nullcontext(fetched)
 
+        weakref.finalize(rewound, fetched.close)  # once nobody can ask for it any more
         return rewound, shorten(source)
     path = find_file(source, what)
 
@@ -190,7 +194,8 @@ def read_header(file, name: str) -> Image.Image:
         try:
             return Image.open(file, formats=FORMATS)
         except UnidentifiedImageError:
-            if not file.seek(0, io.SEEK_END):
+            file.seek(0, io.SEEK_END)
+            if not file.tell():
                 raise ValueError(f"{name} is empty; get it again.") from None
             formats = ", ".join(FORMATS)
             raise ValueError(f"{name} is no picture, or none that can be read; save it as one of {formats}.") from None
@@ -276,7 +281,7 @@ def too_large(name: str, limit: int | None = None) -> str:
     return f"{name} has more pixels than the limit of {limit or MAX_IMAGE_PIXELS:,}; make it smaller first."
 
 
-def damaged(name: str, error: Exception) -> str:
+def damaged(name: str, error: Exception | str) -> str:
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return f"{name} is cut off or damaged ({shorten(reason).rstrip('.')}); get it again."
 
@@ -289,7 +294,8 @@ MIN_FRAMES, MAX_FRAMES = 4, 768  # of one video
 FRAME_FACTOR = 2  # frames enter the vision tower in pairs
 MAX_FRAME_PIXELS = 2**25  # width × height: 8K. A decoder keeps up to 17 frames, so less than of a picture
 MAX_ANIMATION = 10_000, 2**30  # frames, and pixels of all of them: a GIF of a kilobyte can promise hours of work
-MAX_PACKETS = 2_000_000  # in one file, sound included: about seven hours
+MAX_TABLES_BYTES = 2**26  # of an MP4's tables of contents in one piece; they take about 16 bytes a frame
+MAX_PACKETS = 2_000_000  # frames in one file: nine hours at 60 a second
 SIGNATURES = {  # what files begin with → FFmpeg's name of the format. No playlists: they open other files and URLs
     rb"....(ftyp|moov|mdat|free|skip|wide|pnot)": "mov",
     rb"\x1a\x45\xdf\xa3": "matroska",
@@ -299,7 +305,7 @@ SIGNATURES = {  # what files begin with → FFmpeg's name of the format. No play
     rb"\0\0\x01\xba": "mpeg",
     rb"GIF8|RIFF....WEBP|\x89PNG": "animation",
 }
-CODECS = "h264,hevc,av1,libdav1d,vp8,vp9,libvpx,libvpx-vp9,mpeg4,mpeg1video,mpeg2video,h263,flv,mjpeg,msmpeg4v3,ffv1"
+CODECS = "h264,hevc,av1,libdav1d,vp8,vp9,mpeg4,mpeg1video,mpeg2video,h263,flv,mjpeg,msmpeg4,prores,ffv1"
 
 
 @dataclass
@@ -392,11 +398,10 @@ def from_pictures(pictures: list, nframes: int | None, refused: dict) -> Video:
                 )
             yield np.array(picture)
 
-    note = f"The list of frames: {nframes} are asked for but {number} taken: there are no more."
-    return Video(
-        "The list of frames", first.width, first.height, [index / FPS for index in chosen], None, total,
-        note if nframes and nframes >= number + FRAME_FACTOR else "", decoder,
-    )  # fmt: skip
+    name, note = "The list of frames", ""
+    if nframes is not None and nframes >= number + FRAME_FACTOR:
+        note = f"{name}: {nframes} are asked for but {number} taken: there are no more."
+    return Video(name, first.width, first.height, [index / FPS for index in chosen], None, total, note, decoder)
 
 
 def smart_nframes(
@@ -471,13 +476,13 @@ def frame_rate(seconds: np.ndarray, declared: float | None) -> float | None:
 
 
 def positive(value, name: str) -> float:
-    if isinstance(value, bool) or not hasattr(value, "__float__") or not (0 < float(value) < math.inf):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value < 1e300:
         raise ValueError(f"{name} must be a number above 0, not {shorten(repr(value), 60)}.")
     return float(value)
 
 
 def whole(value, name: str, least: int) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__") or not least <= value <= MAX_FRAMES:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not least <= value <= MAX_FRAMES:
         text = shorten(repr(value), 60)
         raise ValueError(f"{name} must be a whole number from {least} to {MAX_FRAMES}, not {text}.")
     return int(value)
@@ -487,12 +492,37 @@ def open_clip(open_file: Callable, name: str) -> Animation | Container:
     """A file → what knows the times of its frames and decodes them."""
     with open_file() as file:
         head = file.read(1024)
-    if not head:
-        raise ValueError(f"{name} is empty; get it again.")
-    format = next((value for key, value in SIGNATURES.items() if re.match(key, head, re.DOTALL)), None)
-    if format is None:
-        raise ValueError(f"{name} is no video that can be read; save it as MP4, MOV, MKV, WebM, AVI, MPEG, FLV or GIF.")
+        format = next((value for key, value in SIGNATURES.items() if re.match(key, head, re.DOTALL)), None)
+        if not head:
+            raise ValueError(f"{name} is empty; get it again.")
+        if format is None:
+            formats = "MP4, MOV, MKV, WebM, AVI, MPEG, FLV or GIF"
+            raise ValueError(f"{name} is no video that can be read; save it as {formats} (or pass a picture as such).")
+        if format == "mov":
+            check_tables(file, name)
     return Animation(open_file, name) if format == "animation" else Container(open_file, name, format)
+
+
+def check_tables(file, name: str) -> None:
+    """Refuse an MP4 that promises more frames than it has bytes: FFmpeg would make room for all of them at once."""
+    file.seek(0, io.SEEK_END)
+    size, start, promised = file.tell(), 0, 0
+    while start + 8 <= size and promised <= size:
+        file.seek(start)
+        length, kind, long = struct.unpack(">I4sQ", file.read(16).ljust(16, b"\0"))
+        length = min(long if length == 1 else length or size, size - start)
+        if length < 8:
+            break  # FFmpeg stops here, too
+        if kind not in (b"mdat", b"free"):  # tables in boxes in boxes, whose names do not turn up by chance
+            file.seek(start)
+            tables = file.read(min(length, MAX_TABLES_BYTES))
+            for each, *counts in re.findall(rb"stsz(?=.{4}(.{4})(.{4}))|trun(?=.{4}(.{4}))", tables, re.DOTALL):
+                promised += sum(int.from_bytes(count, "big") for count in counts) * (int.from_bytes(each, "big") or 1)
+            if length > MAX_TABLES_BYTES or b"cmov" in tables:  # the latter are compressed, to any size
+                promised = math.inf
+        start += length
+    if promised > size:
+        raise ValueError(damaged(name, "its tables do not fit its size"))
 
 
 class Animation:
@@ -526,7 +556,7 @@ class Animation:
                     yield image
             except EOFError:
                 return
-            except (OSError, SyntaxError, struct.error, IndexError, TypeError, KeyError) as error:
+            except Exception as error:  # decoders of damaged files raise whatever comes
                 raise ValueError(damaged(self.name, error)) from None
             finally:
                 if image is file:  # the user's own picture
@@ -557,7 +587,7 @@ class Container:
                 if len(pts) == MAX_PACKETS:
                     raise ValueError(f"{name} has more than {MAX_PACKETS:,} frames; cut it into pieces.")
                 # An editor marks what it cut away to be discarded. VP8 has pictures that only others refer to.
-                hidden = packet.is_discard or (context.name in ("vp8", "libvpx") and not bytes(packet)[0] & 0x10)
+                hidden = packet.is_discard or (context.name == "vp8" and not bytes(packet)[0] & 0x10)
                 pts.append(packet.pts)
                 keys.append(packet.is_keyframe)
                 shown.append(not hidden)
@@ -613,16 +643,27 @@ class Container:
 
         options = {"codec_whitelist": CODECS, "max_pixels": str(MAX_FRAME_PIXELS)}
         try:
-            with self.open_file() as file, av.open(
-                file, format=self.format, options=options, metadata_errors="ignore", io_open=refuse
-            ) as container:  # fmt: skip
+            with (
+                self.open_file() as file,
+                av.open(
+                    SimpleNamespace(read=file.read, seek=file.seek, tell=file.tell),  # no name, no close
+                    format=self.format,
+                    options=options,
+                    metadata_errors="ignore",
+                    io_open=refuse,
+                ) as container,
+            ):
                 covers = av.stream.Disposition.attached_pic  # a picture of the record, in music files
                 stream = next((s for s in container.streams.video if not s.disposition & covers), None)
+                if stream is None and container.streams.audio:
+                    raise ValueError(f"{self.name} has no pictures, only sound; pass a video.")
                 if stream is None:
-                    raise ValueError(f"{self.name} has no pictures, only sound or text; pass a video.")
+                    raise ValueError(damaged(self.name, "there are no pictures in it"))
                 context = stream.codec_context
                 if context is None or context.name not in CODECS.split(","):
                     raise ValueError(f"{self.name} is compressed in a way that is not read; save it as H.264 in MP4.")
+                if not context.width * context.height:
+                    raise ValueError(damaged(self.name, "it does not say how large its frames are"))
                 check_size(context.width, context.height, self.name, MAX_FRAME_PIXELS)
                 context.options = {"max_pixels": options["max_pixels"]}  # for sizes that change later
                 yield container, stream

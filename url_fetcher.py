@@ -128,7 +128,7 @@ def parse(url: str) -> tuple[str, str, int, str]:
     if "@" in parts.netloc:
         raise Refused("holds a user name or password, which are not sent")
     try:
-        if ":" in host:
+        if "[" in parts.netloc:
             if not re.fullmatch(r"\[[^\]]*\](:[0-9]*)?", parts.netloc):  # urlsplit overlooks [::1]more
                 raise ValueError
             host = str(ipaddress.IPv6Address(host))

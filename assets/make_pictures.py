@@ -1,14 +1,16 @@
-"""Make the README's pictures: assets/scene.png (a held-out scene) and assets/pipeline.png (its way through the model).
+"""Make assets/scene.png (a held-out scene), assets/pipeline.png (its way through the model) and assets/clip.mp4.
 
     python -m assets.make_pictures
 
-Every number in the second one is read off a real run of the bundled checkpoint.
+Every number in the second one is read off a real run of the bundled checkpoint. The clip is two seconds of a drawing in
+which one thing moves.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import av
 import matplotlib
 
 matplotlib.use("Agg")
@@ -34,6 +36,16 @@ def box(axes, x, y, width, height, text, colour, size=10.5):
 
 def arrow(axes, x1, y1, x2, y2):
     axes.add_patch(FancyArrowPatch((x1, y1), (x2, y2), arrowstyle="-|>", mutation_scale=15, lw=1.5, color=GREY))
+
+
+def make_clip() -> None:
+    sample = make_sample(TEST_SEED * 2 + 8, "motion", 160, 112, max_things=3, frames=8)
+    with av.open(str(ASSETS / "clip.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=4, options={"crf": "12"})
+        stream.width, stream.height, stream.pix_fmt = *sample.images[0].size, "yuv420p"
+        for image in sample.images:
+            container.mux(stream.encode(av.VideoFrame.from_image(image)))
+        container.mux(stream.encode(None))
 
 
 def make_pipeline() -> None:
@@ -190,4 +202,5 @@ def make_pipeline() -> None:
 
 
 if __name__ == "__main__":
+    make_clip()
     make_pipeline()

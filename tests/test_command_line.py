@@ -8,18 +8,32 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
+import av
 import pytest
 import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 
 import command_line
+import media_loader
 import qwen2vl_mini
+import url_fetcher
 import weights_loader
-from command_line import Chat, main, what_is_new
-from qwen2vl_mini import KVCache, Qwen2VLForConditionalGeneration, Qwen2VLProcessor, get_rope_index
+from command_line import main
+from conversations import Chat, what_is_new, with_files
+from qwen2vl_mini import (
+    ATTENTION_NAMES,
+    KVCache,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
+    get_rope_index,
+)
 from tests.small_models import small_model
 from tiny_world.train import start_folder
 
@@ -33,7 +47,10 @@ BOX = "<|object_ref_start|>red circle<|object_ref_end|><|box_start|>(100,250),(5
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory) -> str:
     """Random weights in a real checkpoint's files. Left to itself the model never ends and writes no control tokens."""
-    folder = tmp_path_factory.mktemp("checkpoint")
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+def make_checkpoint(folder: Path) -> str:
     processor = start_folder(folder)
     model = small_model(vocab_size=processor.tokenizer.bpe.get_vocab_size(), context=CONTEXT, tied=False)
     with torch.no_grad():
@@ -51,12 +68,33 @@ def loaded(checkpoint):
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory) -> dict[str, str]:
     """Paths: `a` and `same_size` have 20 tokens, `b` has 15."""
-    folder = tmp_path_factory.mktemp("pictures")
+    return make_pictures(tmp_path_factory.mktemp("pictures"))
+
+
+def make_pictures(folder: Path) -> dict[str, str]:
     for name, size, colour in (("a", (150, 112), "red"), ("same_size", (150, 112), "blue"), ("b", (84, 140), "green")):
         picture = Image.new("RGB", size, "white")
         ImageDraw.Draw(picture).ellipse((10, 20, 70, 90), fill=colour)
         picture.save(folder / f"{name}.png")
     return {path.stem: str(path) for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory) -> str:
+    """Three seconds, 12 frames of 84×56 pixels, of which 6 are sampled."""
+    return make_clip(tmp_path_factory.mktemp("clips") / "clip.mp4")
+
+
+def make_clip(path: Path, frames: int = 12, colour: str = "red") -> str:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=4)
+        stream.width, stream.height, stream.pix_fmt = 84, 56, "yuv420p"
+        for i in range(frames):
+            picture = Image.new("RGB", (84, 56), "white")
+            ImageDraw.Draw(picture).ellipse((5 * i, 10, 5 * i + 20, 40), fill=colour)
+            container.mux(stream.encode(av.VideoFrame.from_image(picture)))
+        container.mux(stream.encode())
+    return str(path)
 
 
 @pytest.fixture
@@ -90,7 +128,8 @@ def conversations(monkeypatch) -> list[tuple[list, torch.Tensor]]:
 
     def spy(self, conversation, *args, **options):
         result = original(self, conversation, *args, **options)
-        seen.append((conversation, result["input_ids"] if isinstance(result, dict) else result))
+        if not isinstance(result, str):  # its length alone was asked for
+            seen.append((conversation, result["input_ids"] if isinstance(result, dict) else result))
         return result
 
     monkeypatch.setattr(Qwen2VLProcessor, "apply_chat_template", spy)
@@ -236,15 +275,165 @@ def test_no_arguments_print_a_short_help(capsys):
     assert out == "" and err.count("--image") >= 3 and "--help" in err
 
 
-def test_help_has_three_examples_that_parse(capsys, monkeypatch):
+def test_help_has_examples_that_parse(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["qwen2vl_mini.py"])
     assert main(["--help"]) == 0
     out, err = capsys.readouterr()
     assert err == "" and "--debug" not in out
     examples = re.findall(r"^  python qwen2vl_mini.py (.*)$", out, re.MULTILINE)
-    assert len(examples) == 3
+    assert len(examples) == 5
     for example in examples:
         command_line.make_parser().parse_args(re.sub(r'"[^"]*"', "text", example).split())
+
+
+# ── Clips ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+LARGE = ("--min-pixels", "128*28*28")  # whatever the checkpoint says
+CLIP_IN_WORDS = "6 of 12 frames (0.00 to 2.75 s, every 0.55 s), 84×56 → 392×280 pixels, 420 tokens"
+
+
+def test_clip_is_described_before_it_is_read(ask, clip, script, conversations):
+    script("It moves.")
+    code, out, err = ask("--video", clip, *LARGE, "--verbose")
+    assert (code, out) == (0, "It moves.\n"), err
+    assert re.search(rf"^clip +{re.escape(clip)}: {re.escape(CLIP_IN_WORDS)}$", err, re.MULTILINE), err
+    [(messages, _)] = conversations
+    assert messages[0]["content"][-1] == {"type": "text", "text": "Describe this video."}
+
+
+def test_count_of_a_clip_is_what_is_read_and_decodes_nothing(ask, clip, pictures, no_decoding, monkeypatch):
+    argv = ("--image", pictures["a"], "--video", clip, "--prompt", "And?", "--add-vision-id", *LARGE, "--json")
+    code, out, err = ask(*argv, "--count-tokens")
+    counted = json.loads(out)
+    monkeypatch.undo()
+    answered = json.loads(ask(*argv)[1])
+    assert counted["total_tokens"] == answered["tokens"]["prompt"]
+    assert counted["videos"] == answered["videos"] and counted["pictures"] == answered["pictures"]
+    [video] = counted["videos"]
+    assert video["seconds"] == [0.0, 0.5, 1.0, 1.75, 2.25, 2.75] and video["file"] == clip
+    assert (video["frames"], video["total_frames"], video["video_fps"], video["tokens"]) == (6, 12, 4.0, 420)
+    assert CLIP_IN_WORDS in ask(*argv[:-1], "--count-tokens")[1]
+
+
+@pytest.fixture
+def no_decoding(monkeypatch) -> None:
+    """Decoding the frames of a clip fails the test."""
+    monkeypatch.setattr(media_loader.Video, "frames", lambda self: pytest.fail("frames were decoded"))
+
+
+@pytest.mark.parametrize(
+    "options, seconds",
+    [
+        ("--nframes 4", [0.0, 1.0, 1.75, 2.75]),
+        ("--fps 4", [i / 4 for i in range(12)]),
+        ("--video-start 1 --video-end 2 --fps 4", [1.0, 1.25, 1.75, 2.0]),
+    ],
+)
+def test_clips_are_sampled_as_asked(ask, clip, options, seconds):
+    code, out, err = ask("--video", clip, *options.split(), "--count-tokens", "--json")
+    assert code == 0, err
+    assert json.loads(out)["videos"][0]["seconds"] == seconds
+
+
+def test_pixel_limits_hold_for_frames(ask, clip):
+    argv = ("--video", clip, "--min-pixels", "4*28*28", "--max-pixels", "8*28*28", "--count-tokens", "--json")
+    assert json.loads(ask(*argv)[1])["videos"][0]["tokens"] == 3 * 2 * 3
+
+
+def test_clips_pictures_and_texts_keep_their_order(ask, loaded, clip, pictures, conversations):
+    ask(*f"--prompt One --video {clip} --image {pictures['a']} --prompt two --video {clip} --add-vision-id".split())
+    [(_, ids)] = conversations
+    text = re.sub(r"(<\|(image|video)_pad\|>)+", r"\1", loaded[1].decode(ids[0]))
+    assert (
+        "OneVideo 1: <|vision_start|><|video_pad|><|vision_end|>Picture 1: <|vision_start|><|image_pad|><|vision_end|>"
+        "twoVideo 2: <|vision_start|><|video_pad|><|vision_end|>" in text
+    )
+
+
+def test_bundled_model_is_asked_what_it_knows(checkpoint, clip, pictures, monkeypatch, conversations):
+    find = weights_loader.find_checkpoint
+    redirected = lambda name, *a, **k: find(checkpoint if name == "tiny" else name, *a, **k)  # noqa: E731
+    monkeypatch.setattr(weights_loader, "find_checkpoint", redirected)
+    for media in (["--video", clip], ["--image", pictures["a"]], ["--image", pictures["a"], "--video", clip]):
+        assert main([*media, "--max-new-tokens", "1", "--dtype", "float32", "--device", "cpu"]) == 0
+    texts = [messages[0]["content"][-1]["text"] for messages, _ in conversations]
+    assert texts == ["What happens?", "Describe this image.", "What happens?"]
+
+
+def test_prompt_beyond_the_context_is_refused_with_the_numbers(ask, clip, no_decoding, no_weights):
+    code, out, err = ask(*["--video", clip] * 5, *LARGE, "--prompt", "Hello")
+    assert (code, out) == (2, "") and one_sentence(err)
+    assert "2100 of them clips" in err and str(CONTEXT) in err and "--nframes or --fps or --max-pixels" in err
+    code, out, err = ask(*["--video", clip] * 5, *LARGE, "--prompt", "Hello", "--count-tokens")
+    assert code == 2 and one_sentence(err) and "lower" in err
+    assert out.count("420 tokens") == 5 and "of the context of 2048" in out  # the count is said all the same
+
+
+def test_private_addresses_only_when_allowed(ask, pictures, monkeypatch, tmp_path):
+    monkeypatch.setattr(url_fetcher, "ALLOW_PRIVATE", False)  # also puts it back afterwards
+    handler = partial(QuietHandler, directory=str(Path(pictures["a"]).parent))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/a.png"
+        code, out, err = ask("--image", url, "--count-tokens")
+        assert (code, out) == (2, "") and one_sentence(err)
+        code, out, err = ask("--image", url, "--count-tokens", "--allow-private-urls")
+        server.shutdown()
+    assert code == 0 and f"{url}: 150×112 → 140×112 pixels, 20 tokens" in out
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+# ── Files named in a prompt ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_files_named_in_a_text_take_their_places(clip, pictures, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for source, name in (
+        (pictures["a"], "a.png"),
+        (pictures["b"], "my b.png"),
+        (clip, "clip.mp4"),
+        (clip, "not_by_name"),
+    ):
+        shutil.copy(source, name)
+    frames = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue")]
+    frames[0].save("moving.gif", save_all=True, append_images=frames[1:])
+    frames[0].save("still.gif")
+    (tmp_path / "folder").mkdir()
+    image, video = (lambda name: {"type": "image", "image": name}), (lambda name: {"type": "video", "video": name})
+
+    def text(content):
+        return {"type": "text", "text": content}
+
+    for prompt, items in [
+        ("@a.png What is it?", [image("a.png"), text("What is it?")]),
+        (
+            "Compare @a.png with @clip.mp4.",
+            [text("Compare"), image("a.png"), text("with"), video("clip.mp4"), text(".")],
+        ),
+        ('See @"my b.png"? (@a.png)', [text("See"), image("my b.png"), text("? ("), image("a.png"), text(")")]),
+        ("@not_by_name @moving.gif @still.gif", [video("not_by_name"), video("moving.gif"), image("still.gif")]),
+        ('  a@b.org, @someone, @folder @ @"" x@a.png ', [text('  a@b.org, @someone, @folder @ @"" x@a.png ')]),
+        ("", [text("")]),
+    ]:
+        assert with_files(prompt) == items, prompt
+    assert capsys.readouterr().err == ""
+    assert with_files("What is @aa.png?") == [text("What is @aa.png?")]
+    assert capsys.readouterr().err == "There is no file aa.png, so @aa.png stays text.\n"  # a slip of the finger
+
+
+def test_files_named_in_prompts_are_attached(ask, pictures, clip, conversations, monkeypatch):
+    code, _, err = ask("--prompt", f"@{pictures['a']} and @{clip}", "--nframes", "4")
+    assert code == 0, err
+    [(messages, _)] = conversations
+    assert [item["type"] for item in messages[0]["content"]] == ["image", "text", "video"]
+    assert messages[0]["content"][2]["measured"]["frames"] == 4
+    type_in(monkeypatch, f"What is @{pictures['a']}")  # somebody else's words may come through a pipe
+    assert ask("--prompt", "-")[0] == 0
+    assert [item["type"] for item in conversations[1][0][0]["content"]] == ["text"]
 
 
 # ── Counting, boxes, JSON ─────────────────────────────────────────────────────────────────────────────────────────
@@ -342,6 +531,9 @@ def spoil(folder: Path, source: str, what: str) -> str:
 
 def make_bad_files(folder: Path, good: str) -> None:
     (folder / "folder.png").mkdir()
+    make_clip(folder / "clip.mp4")
+    (folder / "cut.mp4").write_bytes((folder / "clip.mp4").read_bytes()[:600])
+    (folder / "text.mp4").write_text("This is no clip.\n" * 100)
     (folder / "text.jpg").write_text("This is no picture.\n" * 100)
     (folder / "empty.png").touch()
     (folder / "cut.png").write_bytes(Path(good).read_bytes()[:-200])
@@ -357,7 +549,7 @@ BAD_INPUT = [
     ("text as picture", "--image text.jpg", "no picture"),
     ("empty picture", "--image empty.png", "empty"),
     ("truncated picture", "--image cut.png", "cut off"),
-    ("URL", "--image https://example.org/a.png", "URL"),
+    ("URL of this machine", "--image http://127.0.0.1:9/a.png", "127.0.0.1"),
     ("ratio 300:1", "--image long.png", "200:1"),
     ("min above max", "--image good.png --min-pixels 9000 --max-pixels 8000", "larger than"),
     ("min above the checkpoint's max", "--image good.png --min-pixels 9000*28*28", "larger than"),
@@ -394,6 +586,21 @@ BAD_INPUT = [
     ("prompt that is no text", "--prompt \udcff", "UTF-8"),
     ("unknown option", "--prompt Hello --colour red", "--colour"),
     ("option without value", "--prompt", "--prompt"),
+    ("no such clip", "--video nowhere.mp4", "nowhere.mp4"),
+    ("text as clip", "--video text.mp4", "text.mp4"),
+    ("truncated clip", "--video cut.mp4", "cut.mp4"),
+    ("folder as clip", "--video folder.png", "folder"),
+    ("clip as picture", "--image clip.mp4", "no picture"),
+    ("clip as data URI", "--video data:video/mp4;base64,AAAA", "data URI"),
+    ("clip beyond the context", "--video clip.mp4 --min-pixels 1000*28*28 --max-pixels 1100*28*28", "--nframes"),
+    ("clip with fps and nframes", "--video clip.mp4 --fps 1 --nframes 4", "--nframes"),
+    ("fps zero", "--video clip.mp4 --fps 0", "--fps"),
+    ("one frame", "--video clip.mp4 --nframes 1", "--nframes"),
+    ("clip from its end to its start", "--video clip.mp4 --video-start 2 --video-end 1", "--video-start"),
+    ("nothing in the cut", "--video clip.mp4 --video-start 77", "77"),
+    ("clip options without a clip", "--image good.png --fps 1", "--video"),
+    ("boxes on a clip", "--video clip.mp4 --boxes out.png", "--image"),
+    ("text attached", "--prompt @text.jpg", "text.jpg"),
     ("chat in JSON", "--chat --json", "--json"),
     ("chat with boxes", "--chat --image good.png --boxes out.png", "--boxes"),
 ]
@@ -431,7 +638,12 @@ def test_bad_checkpoint_is_one_sentence(ask, checkpoint, tmp_path, what, word):
 
 
 @pytest.mark.parametrize(
-    "name", [n for n, *_ in BAD_INPUT if "picture" in n or "boxes" in n or "pixels" in n or "min" in n or "ratio" in n]
+    "name",
+    [
+        n
+        for n, *_ in BAD_INPUT
+        if "picture" in n or "clip" in n or "boxes" in n or "pixels" in n or "min" in n or "ratio" in n
+    ],
 )
 def test_cheap_checks_come_before_the_weights(ask, pictures, tmp_path, monkeypatch, no_weights, name):
     make_bad_files(tmp_path, pictures["a"])
@@ -493,21 +705,32 @@ def logits(monkeypatch) -> list[torch.Tensor]:
     return seen
 
 
-def fresh(loaded, messages: list[dict], logits: list) -> tuple[list[int], torch.Tensor]:
+def anew(messages: list[dict]) -> list[dict]:
+    """The conversation with its media as the user named them: nothing opened, no patches."""
+    sources = [[dict(item) for item in message["content"]] for message in messages]
+    for item in (item for content in sources for item in content if "source" in item):
+        item[item["type"]] = item.pop("source")
+        del item["measured"], item["patches"]
+    return [{**message, "content": content} for message, content in zip(messages, sources)]
+
+
+def fresh(loaded, messages: list[dict], logits: list, add_vision_id=False) -> tuple[list[int], torch.Tensor]:
     """The answer to a conversation without any cache from before: ids, and the logits (tokens, V) behind them."""
     model, processor = loaded
-    inputs = processor.apply_chat_template(messages, tokenize=True, return_dict=True, add_generation_prompt=True)
+    inputs = processor.apply_chat_template(
+        messages, tokenize=True, return_dict=True, add_generation_prompt=True, add_vision_id=add_vision_id
+    )
     logits.clear()
     ids = model.generate(**inputs, max_new_tokens=8)[0, inputs["input_ids"].shape[1] :].tolist()
     return ids, torch.cat(logits)
 
 
-def assert_as_fresh(loaded, chat: Chat, logits: list, text: str, images=()) -> None:
+def assert_as_fresh(loaded, chat: Chat, logits: list, text: str, images=(), content=None) -> None:
     """Say something; the answer must be the one of a model that reads the whole conversation anew."""
     logits.clear()
-    pieces = "".join(chat.say(text, images))
+    pieces = "".join(chat.turn(content) if content else chat.say(text, images))
     ids, scores = chat.report["ids"], torch.cat(logits)
-    expected_ids, expected_scores = fresh(loaded, chat.messages[:-1], logits)
+    expected_ids, expected_scores = fresh(loaded, anew(chat.messages[:-1]), logits, chat.add_vision_id)
     assert ids == expected_ids
     assert pieces == loaded[1].decode(ids, skip_special_tokens=True)
     torch.testing.assert_close(scores, expected_scores, atol=1e-3, rtol=0)
@@ -536,6 +759,42 @@ def test_later_turns_equal_fresh_ones(loaded, chat, logits, pictures, monkeypatc
         assert read[1][0] == 1 and read[8][0] == len(ids)  # read[8] is the prefill of the fresh answer
         assert chat.report["tokens"] == {"prompt": len(ids), "read": len(ids) - shared, "answer": 8}
         before = chat.cache.token_ids[0].tolist()
+
+
+SMALL = {"nframes": 4, "min_pixels": 4 * 28 * 28, "max_pixels": 8 * 28 * 28}  # 2 pairs of frames, 6 tokens each
+
+
+@pytest.mark.parametrize("add_vision_id", [False, True])
+def test_pictures_and_clips_over_three_turns(loaded, logits, pictures, clip, tmp_path, monkeypatch, add_vision_id):
+    """Answers equal those without a cache, and each file is decoded once, in its own turn."""
+    chat = Chat(*loaded, max_new_tokens=8, add_vision_id=add_vision_id)
+    other = make_clip(tmp_path / "other.mp4", frames=8, colour="blue")
+    image, text = {"type": "image", "image": pictures["a"]}, {"type": "text", "text": "And?"}
+    video, second = ({"type": "video", "video": path, **SMALL} for path in (clip, other))
+    prepared, media_patches, before = [], Qwen2VLImageProcessor.media_patches, 0
+    for content in ([image, video, text], [video, text, second, image], [text, second, text]):
+        with monkeypatch.context() as patch:
+            spy = lambda self, item, **k: prepared.append(item["source"]) or media_patches(self, item, **k)  # noqa: E731
+            patch.setattr(loaded[1], "media_patches", partial(spy, loaded[1].image_processor))
+            patch.setattr(Qwen2VLImageProcessor, "media_patches", lambda *a, **k: pytest.fail("a second decoding"))
+            prepared.clear()
+            prompt, messages = chat.prepare(content)
+            assert prepared == [
+                item["image" if item["type"] == "image" else "video"] for item in content if item != text
+            ]
+        assert_as_fresh(loaded, chat, logits, "", content=messages[-1]["content"])
+        tokens = chat.report["tokens"]
+        assert tokens["read"] <= tokens["prompt"] - before  # nothing of the turns before, except their answers
+        before = tokens["prompt"]
+
+
+def test_decoding_is_not_done_twice(loaded, chat, clip, monkeypatch):
+    decoded, frames = [], media_loader.Video.frames
+    monkeypatch.setattr(media_loader.Video, "frames", lambda self: decoded.append(self.name) or frames(self))
+    list(chat.turn([{"type": "video", "video": clip, **SMALL}, {"type": "text", "text": "And?"}]))
+    list(chat.say("And now?"))
+    list(chat.say("And then?"))
+    assert len(decoded) == 1
 
 
 def test_only_the_new_turn_is_read(loaded, chat, script, pictures):
@@ -629,16 +888,18 @@ def test_interrupted_answer_counts_as_far_as_it_came(loaded, chat, logits, pictu
     assert_as_fresh(loaded, chat, logits, "Go on.", [pictures["b"]])
 
 
-def test_border_never_lies_inside_a_picture(loaded, pictures):
-    """Whatever is in the cache: pictures are read whole, and the next position is the one that follows what is kept."""
+def test_border_never_lies_inside_a_picture_or_clip(loaded, pictures, clip):
+    """Whatever is in the cache: media are read whole, and the next position is the one that follows what is kept."""
     model, processor = loaded
-    content = [{"type": "image", "image": pictures[name]} for name in "ab"] + [{"type": "text", "text": "So?"}]
+    a, b = ({"type": "image", "image": pictures[name]} for name in "ab")
+    content = [a, {"type": "video", "video": clip, **SMALL}, b, {"type": "text", "text": "So?"}]
     prompt = processor.apply_chat_template(
         [{"role": "user", "content": content}], tokenize=True, return_dict=True, add_generation_prompt=True
     )
     ids = prompt["input_ids"]
-    is_picture = (ids[0] == model.config.image_token_id).tolist()
-    positions, _ = get_rope_index(model.config, ids, prompt["image_grid_thw"])
+    kinds = {"image": model.config.image_token_id, "video": model.config.video_token_id}
+    is_picture = torch.isin(ids[0], torch.tensor(list(kinds.values()))).tolist()
+    positions, _ = get_rope_index(model.config, ids, prompt["image_grid_thw"], prompt["video_grid_thw"])
     for cached in range(ids.shape[1] + 3):
         cache = KVCache(model.config.text_config, 1, 8)
         cache.token_ids = torch.cat([ids, torch.zeros(1, 3, dtype=torch.long)], dim=1)[:, :cached]
@@ -654,8 +915,10 @@ def test_border_never_lies_inside_a_picture(loaded, pictures):
         assert kept == min(cached, ids.shape[1] - 1) or is_picture[cached]  # and no more is read anew than it takes
         after = positions[:, 0, :kept].max() + 1 if kept else 0
         assert cache.next_position.tolist() == [[after]]
-        rows = sum(is_picture[kept:]) * 4
-        assert len(new.get("pixel_values", ())) == rows == sum(g.prod() for g in new.get("image_grid_thw", ()))
+        for (kind, token_id), pixels in zip(kinds.items(), ("pixel_values", "pixel_values_videos")):
+            rows = int((ids[0, kept:] == token_id).sum()) * 4
+            assert len(new.get(pixels, ())) == rows == sum(g.prod() for g in new.get(f"{kind}_grid_thw", ()))
+            assert not rows or torch.equal(new[pixels], prompt[pixels][-rows:])
 
 
 # ── The chat loop ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -699,6 +962,52 @@ def test_chat_starts_with_what_the_command_line_gives(ask, pictures, monkeypatch
     assert kinds == [["image", "text"], ["text"], ["image", "text"]]
 
 
+def test_chat_takes_clips_and_files_in_the_line(ask, pictures, clip, monkeypatch, conversations, script):
+    script("It moves.", "A red circle.", "Two.")
+    lines = [f"/video {clip}", "What happens?", f"@{pictures['a']}", f"And here? @{clip}.", "@someone me@home.org"]
+    type_in(monkeypatch, *lines)
+    code, out, err = ask("--chat", "--nframes", "4")
+    assert (code, out) == (0, "It moves.\nA red circle.\nTwo.\n"), err
+    kinds = [[item["type"] for item in messages[-1]["content"]] for messages, _ in conversations]
+    assert kinds == [["video", "text"], ["image", "text", "video", "text"], ["text"]]
+    assert err.count("4 of 12 frames") == 2 and err.count("150×112") == 1
+    assert conversations[2][0][-1]["content"][0]["text"] == "@someone me@home.org"
+
+
+def test_a_refused_line_keeps_what_was_attached(ask, pictures, monkeypatch, conversations, script, tmp_path):
+    make_bad_files(tmp_path, pictures["a"])
+    monkeypatch.chdir(tmp_path)
+    script("One.")
+    type_in(monkeypatch, "/image good.png", "What is @cut.png?", "/video cut.mp4", "What is it?")
+    code, out, err = ask("--chat")
+    assert (code, out) == (0, "One.\n") and err.count("error: ") == 2
+    assert [item["type"] for item in conversations[-1][0][-1]["content"]] == ["image", "text"]
+
+
+def test_saved_conversation_can_be_read_again(
+    ask, loaded, pictures, clip, monkeypatch, conversations, script, tmp_path
+):
+    """By apply_chat_template, and from any folder; and no file is ever written over."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(pictures["a"], "a.png")
+    (tmp_path / "mine.txt").write_text("precious")
+    script("A circle.", "Yes.")
+    lines = ["/save early.json", f"@a.png @{clip} What is it?", "Sure, é?"]
+    lines += ["/save mine.txt", "/save nowhere/talk.json", "/save", "/save 'my talk.json'"]
+    type_in(monkeypatch, *lines)
+    code, _, err = ask("--chat", "--nframes", "4", "--system", "Be brief.")
+    assert code == 0 and err.count("error: ") == 4 and "Wrote my talk.json." in err and "Traceback" not in err
+    assert (tmp_path / "mine.txt").read_text() == "precious" and not (tmp_path / "early.json").exists()
+    [line] = (tmp_path / "my talk.json").read_text(encoding="utf-8").splitlines()
+    messages = json.loads(line)
+    assert [message["role"] for message in messages] == ["system", "user", "assistant", "user", "assistant"]
+    assert messages[1]["content"][0] == {"type": "image", "image": str(tmp_path / "a.png")}
+    assert messages[1]["content"][1] == {"type": "video", "video": clip, "nframes": 4}
+    monkeypatch.chdir("/")
+    ids = loaded[1].apply_chat_template(messages[:-1], tokenize=True, add_generation_prompt=True)
+    assert torch.equal(ids, conversations[1][1])
+
+
 @pytest.mark.parametrize("by_hand", [True, False])
 def test_ctrl_c_in_a_chat(ask, monkeypatch, loaded, by_hand):
     """At a terminal it cuts the answer short and the chat goes on; in a pipe it ends the program."""
@@ -717,6 +1026,24 @@ def test_ctrl_c_in_a_chat(ask, monkeypatch, loaded, by_hand):
 
 
 # ── The real thing ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_options_are_those_of_the_model_without_importing_it():
+    assert command_line.DTYPES == ("auto", *weights_loader.DTYPES)
+    assert command_line.ATTENTION == tuple(ATTENTION_NAMES)
+    code = "import sys, command_line; command_line.main(['--fps', '-1']); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "False\n" and one_sentence(done.stderr)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="os.kill sends no Ctrl-C on Windows")
+def test_ctrl_c_while_torch_is_imported(tmp_path):
+    """A stand-in for torch that gets the signal in the middle of its import."""
+    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nx = 1\n")
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # whatever a shell set
+    code += "sys.path.insert(0, sys.argv[1]); from command_line import main; sys.exit(main(['--prompt', 'Hello']))"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "\n")
 
 
 def test_run_as_a_program(checkpoint, pictures):

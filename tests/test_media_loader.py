@@ -1,8 +1,11 @@
 """Pictures come in as RGB whatever they were, or not at all with one clear sentence; boxes go out."""
 
 import base64
+import functools
+import http.server
 import io
 import struct
+import threading
 import warnings
 import zlib
 from pathlib import Path
@@ -14,7 +17,8 @@ from PIL import Image, ImageDraw
 from sklearn.datasets import load_sample_image
 
 import media_loader
-from media_loader import Box, draw_boxes, load_image, parse_boxes
+import url_fetcher
+from media_loader import Box, draw_boxes, item_source, load_image, parse_boxes
 
 WHITE = (255, 255, 255)
 
@@ -388,12 +392,14 @@ def test_pitfall_29_damaged_bytes_never_raise_anything_else(scene, format):
 
 def test_pitfall_29_base64_has_a_cap(monkeypatch, scene):
     uri = "data:image/png;base64," + base64.b64encode(file_bytes(scene, "PNG")).decode()
-    monkeypatch.setattr(media_loader, "MAX_BASE64_CHARS", len(uri))
-    assert same(load_image(uri), scene)
-    monkeypatch.setattr(media_loader, "MAX_BASE64_CHARS", len(uri) - 1)
-    with pytest.raises(ValueError, match="characters") as error:
-        load_image(uri)
-    sentence(error)
+    bare = uri.partition(",")[2]
+    monkeypatch.setattr(media_loader, "MAX_BASE64_CHARS", len(bare))
+    assert same(load_image(uri), scene) and same(load_image(item_source({"base64": bare})), scene)
+    monkeypatch.setattr(media_loader, "MAX_BASE64_CHARS", len(bare) - 1)
+    for source in (lambda: load_image(uri), lambda: item_source({"base64": bare})):
+        with pytest.raises(ValueError, match="characters") as error:
+            source()
+        sentence(error)
 
 
 @pytest.mark.parametrize(
@@ -442,12 +448,76 @@ def test_names_that_no_file_can_have(name):
     sentence(error)
 
 
-@pytest.mark.parametrize(
-    "url", ["http://example.com/a.png", "https://example.com/a.png", "HTTPS://X/y", "s3://b/c.png"]
-)
-def test_urls_are_not_read_and_the_error_says_what_to_do(url):
+@pytest.mark.parametrize("url", ["ftp://example.com/a.png", "s3://b/c.png", "gopher://x/", "HDFS://X/y"])
+def test_pitfall_30_other_urls_are_not_read_and_the_error_says_what_to_do(url):
     with pytest.raises(ValueError, match="save .* to a file") as error:
         load_image(url)
+    sentence(error)
+
+
+@pytest.mark.parametrize("url", ["http://example.com/a.png", "https://example.com/a.png?x=1", "HTTPS://example.com/y"])
+def test_pitfall_30_urls_are_fetched_with_limits(url, scene, monkeypatch):
+    asked = []
+
+    def open_url(*arguments):
+        asked.append(arguments)
+        return io.BytesIO(file_bytes(scene, "PNG"))
+
+    monkeypatch.setattr(url_fetcher, "open_url", open_url)
+    assert same(load_image(url), scene)
+    assert asked == [(url, 64 * 2**20, 30)]
+    monkeypatch.setattr(url_fetcher, "open_url", lambda *_: io.BytesIO(b"<html>404</html>"))
+    with pytest.raises(ValueError, match="example.com/.* is no picture") as error:
+        load_image(url)
+    sentence(error)
+
+
+def test_pitfall_30_urls_of_this_machine_are_refused_unless_allowed(scene, tmp_path, monkeypatch):
+    """The whole way, through the real fetcher and a real server."""
+    scene.save(tmp_path / "p.png")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *_: None)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/p.png"
+        monkeypatch.setattr(url_fetcher, "ALLOW_PRIVATE", False)
+        with pytest.raises(ValueError) as error:
+            load_image(url)
+        sentence(error)
+        monkeypatch.setattr(url_fetcher, "ALLOW_PRIVATE", True)
+        assert same(load_image(url), scene) and same(load_image(item_source({"image_url": {"url": url}})), scene)
+        server.shutdown()
+
+
+def test_an_item_names_its_source_under_any_of_the_official_keys(scene):
+    content = file_bytes(scene, "PNG")
+    encoded = base64.b64encode(content).decode()
+    for key in ("image", "image_url", "video", "video_url", "url", "path"):
+        assert item_source({"type": "image", key: "p.png", "min_pixels": 5}) == "p.png"
+        assert item_source({key: {"url": "https://example.com/p.png"}}) == "https://example.com/p.png"
+    assert item_source({"image": scene}) is scene
+    array = np.asarray(scene)
+    assert item_source({"image": array, "url": None}) is array
+    assert item_source({"base64": encoded}) == content
+    assert item_source({"base64": f"data:image/png;base64,{encoded}"}) == f"data:image/png;base64,{encoded}"
+    assert same(load_image(item_source({"base64": encoded})), scene)
+
+
+@pytest.mark.parametrize(
+    "item, hint",
+    [
+        ({}, "no picture or video"),
+        ({"type": "image"}, "no picture or video"),
+        ({"type": "image", "image": None}, "no picture or video"),
+        ({"image": "a.png", "url": "b.png"}, r"2 times \(image, url\)"),
+        ({"image_url": {}}, "holds no address"),
+        ({"image_url": {"detail": "high"}}, "holds no address"),
+        ({"base64": "***"}, "no valid base64"),
+    ],
+)
+def test_items_without_a_source_or_with_two(item, hint):
+    with pytest.raises(ValueError, match=hint) as error:
+        item_source(item)
     sentence(error)
 
 

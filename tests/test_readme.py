@@ -60,6 +60,15 @@ def test_the_first_command_prints_what_is_printed_here():
 
 @pytest.mark.skipif(not (ROOT / "checkpoints/tiny").exists(), reason="no bundled checkpoint")
 def test_the_python_example_runs():
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    code, _ = re.findall(r"```python\n(.*?)```", README, re.S)
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0 and run.stdout.strip() in README, run.stderr
+
+
+@pytest.mark.skipif(not (ROOT / "checkpoints/tiny").exists(), reason="no bundled checkpoint")
+def test_the_example_of_a_mixed_batch_runs():
+    _, code = re.findall(r"```python\n(.*?)```", README, re.S)
+    run = subprocess.run([sys.executable, "-c", code + "\nprint(answers)"], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    description, _, who = eval(run.stdout)
+    assert f"\n```\n{description}\n```" in README and who.startswith("I am a very small teaching model")
