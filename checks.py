@@ -43,6 +43,8 @@ MEDIA_OPTIONS = {
     **dict.fromkeys(("fps", "video_start", "video_end"), "a number"),
 }
 VIDEO_OPTIONS = ("fps", "nframes", "video_start", "video_end", "min_frames", "max_frames")  # of load_video
+FOR_KIND = {"image": "images_kwargs", "video": "videos_kwargs"}
+NESTED = (*FOR_KIND.values(), "processor_kwargs", "text_kwargs", "common_kwargs")  # dicts that official calls take
 TEXT_OPTIONS = ("padding", "return_tensors", "return_mm_token_type_ids")
 SAME = {"video_fps": "fps", "num_frames": "nframes"}  # the official calls' other names
 # What the official calls take and we do otherwise or not at all: the values that ask for nothing, and why not others.
@@ -51,7 +53,7 @@ REFUSED = {
     "max_length": ((None,), "batches are as long as their longest prompt"),
     "pad_to_multiple_of": ((None,), "batches are as long as their longest prompt"),
     "padding_side": ((None, "left"), "new tokens follow the prompt, so it is padded on its left"),
-    "add_special_tokens": ((None, True, False), ""),  # Qwen2's tokenizer adds none
+    "add_special_tokens": ((None, True, False), "Qwen2's tokenizer adds none anyway"),
     "return_attention_mask": ((None, True), "the mask is always there; leave it out yourself"),
     "return_token_type_ids": ((None, False), "Qwen2-VL has none; return_mm_token_type_ids tells pictures from words"),
     "return_assistant_tokens_mask": ((None, False), "the template marks no answers"),
@@ -61,7 +63,7 @@ REFUSED = {
     "documents": ((None, []), "Qwen2-VL's own template has no place for documents; put them into the text"),
     "chat_template": ((None,), "the template is Qwen2-VL's own; render another one yourself for processor(text=…)"),
     "load_audio_from_video": ((None, False), "Qwen2-VL does not hear"),
-    "sanitize_control_tokens": ((None, True, False), ""),  # what a user typed is always plain text here
+    "sanitize_control_tokens": ((None, True, False), "what a user typed is always plain text here"),
     "do_resize": ((None, True), "sizes must be multiples of 28; resized_height and resized_width set them"),
     "do_rescale": ((None, True), "pass whole bytes, or fractions from 0 to 1"),
     "do_normalize": ((None, True), "the tower was trained on normalised pixels"),
@@ -78,12 +80,20 @@ PADDING = (True, False, "longest", "do_not_pad")
 def call_options(asked: dict, text: bool = True) -> dict:
     """The options of a processor's call under our names, without those that ask for nothing.
 
-    `text`: whether the call makes ids, too. The official nested dicts (`images_kwargs` …) count like their contents.
+    `text`: whether the call makes ids, too. The official nested dicts count like their contents, but those for one kind
+    of media stay apart.
     """
-    flat = {}
+    flat, apart = {}, {}
     for name, value in asked.items():
-        if name in ("processor_kwargs", "images_kwargs", "videos_kwargs", "text_kwargs", "common_kwargs"):
-            flat |= call_options(value, text) if value else {}
+        if name in NESTED:
+            if not isinstance(value, dict | None):
+                raise ValueError(f"{name}={value!r} should be a dict of options.")
+            inner = call_options(value or {}, text)
+            apart |= {kind: inner.pop(kind) for kind in FOR_KIND.values() if kind in inner}
+            if name in FOR_KIND.values():
+                apart[name] = inner
+            else:
+                flat |= inner
         else:
             flat[SAME.get(name, name)] = value
     known = (*MEDIA_OPTIONS, *(TEXT_OPTIONS if text else ("return_tensors",)))
@@ -92,7 +102,7 @@ def call_options(asked: dict, text: bool = True) -> dict:
         if name in REFUSED:
             allowed, reason = REFUSED[name]
             if not any(value is one or (isinstance(value, type(one)) and value == one) for one in allowed):
-                raise ValueError(f"{name}={value!r} is not supported: {reason}.")
+                raise ValueError(f"{name}={shown(value)} is not supported: {reason}.")
         elif name not in known:
             close = get_close_matches(name, [*known, *SAME], 1)
             hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}."
@@ -104,7 +114,7 @@ def call_options(asked: dict, text: bool = True) -> dict:
     if options.get("return_tensors", "pt") != "pt":
         raise ValueError(f"return_tensors={options['return_tensors']!r} is not supported; use 'pt', torch tensors.")
     check_numbers(options)
-    return options
+    return options | apart
 
 
 def item_options(item: dict, options: dict) -> tuple[tuple | None, dict, int | None, dict]:
@@ -113,6 +123,7 @@ def item_options(item: dict, options: dict) -> tuple[tuple | None, dict, int | N
     Returns the size asked for (height, width) or None; the limits of its area; the budget of a clip; and how to sample
     one.
     """
+    options = options | options.get(FOR_KIND[media_kind(item)], {})
     own = {SAME.get(name, name): value for name, value in item.items() if value is not None}
     if own.keys() & {"fps", "nframes"}:  # two ways to say the same
         options = {name: value for name, value in options.items() if name not in ("fps", "nframes")}
@@ -123,6 +134,44 @@ def item_options(item: dict, options: dict) -> tuple[tuple | None, dict, int | N
     return None if None in size else size, limits, options.get("total_pixels"), sampling
 
 
+GENERATION = {  # what the official generate takes besides our own, and the values that change nothing here
+    "use_cache": (None, True),
+    "num_beams": (None, 1),
+    "num_return_sequences": (None, 1),
+    "return_dict_in_generate": (None, False),
+    "output_scores": (None, False),
+    "synced_gpus": (None, False),
+    "streamer": (None,),
+    "max_length": (None,),
+    "min_new_tokens": (None,),
+    "generation_config": (None,),
+    "stopping_criteria": (None, []),
+    "logits_processor": (None, []),
+}
+MODEL_INPUTS = (
+    *("attention_mask", "position_ids", "pixel_values", "pixel_values_videos", "image_grid_thw", "video_grid_thw"),
+    "mm_token_type_ids",
+)
+
+
+def generation_inputs(asked: dict) -> dict:
+    """The model's inputs among what a call of `generate` was given; other official options are refused by name."""
+    for name, value in asked.items():
+        if name not in MODEL_INPUTS and not any(value is one or value == one for one in GENERATION.get(name, ())):
+            known = (
+                "max_new_tokens, eos_token_id, suppress_tokens, seed, past_key_values, do_sample, temperature, top_p"
+            )
+            known += ", top_k, repetition_penalty and the processor's output"
+            raise ValueError(f"generate({name}={shown(value)}) is not supported; it takes {known}.")
+    return {name: value for name, value in asked.items() if name in MODEL_INPUTS}
+
+
+def shown(value) -> str:
+    """A value in an error message: short, on one line."""
+    text = repr(value).replace("\n", " ")
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
 def check_numbers(options: dict) -> None:
     """Limits and frame numbers, of a call or of a message's item, must be numbers above zero (times may be zero)."""
     for name, kind in MEDIA_OPTIONS.items():
@@ -130,7 +179,7 @@ def check_numbers(options: dict) -> None:
         whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
         right = whole or (kind == "a number" and isinstance(value, float | np.floating) and np.isfinite(value))
         if value is not None and not (right and (value > 0 or (value == 0 and name.startswith("video_")))):
-            raise ValueError(f"{name}={value!r} should be {kind} above zero.")
+            raise ValueError(f"{name}={shown(value)} should be {kind} above zero.")
     if (options.get("resized_height") is None) != (options.get("resized_width") is None):
         raise ValueError("resized_height and resized_width go together: give both or none.")
 
@@ -190,6 +239,22 @@ def media_kind(item: dict) -> str | None:
     if item.get("type") == "image" or "image" in item or "image_url" in item:
         return "image"
     return "video" if item.get("type") == "video" or "video" in item else None
+
+
+def process_vision_info(conversations) -> tuple[list | None, list | None]:
+    """The pictures and the clips of conversations, for `processor(text=…, images=…, videos=…)`; None if there are none.
+
+    qwen-vl-utils' function of this name reads and resizes them. Here they stay items of messages, with their options.
+    """
+    messages = [message for conversation in as_conversations(conversations)[0] for message in conversation]
+    items = [item for message in messages if not isinstance(message["content"], str) for item in message["content"]]
+    images, videos = ([item for item in items if media_kind(item) == kind] for kind in ("image", "video"))
+    return images or None, videos or None
+
+
+def as_items(kind: str, entries: list) -> list[dict]:
+    """Pictures or clips → items of a message, which some may be already."""
+    return [entry if isinstance(entry, dict) else {"type": kind, kind: entry} for entry in entries]
 
 
 def as_list(images) -> list:
@@ -253,4 +318,4 @@ def flatten_media(kind: str, given, prompts: list[list[str]]) -> list[dict]:
         entries = [one for entry in entries for one in entry]
     if sum(counts) != len(entries):
         raise ValueError(f"The text has {sum(counts)} {wanted} but {len(entries)} {what} were given.")
-    return [{"type": kind, kind: one} for one in entries]
+    return as_items(kind, entries)

@@ -339,13 +339,16 @@ def load_video(
     PNG file; an animated PIL picture; a list of pictures (anything `load_image` takes) or an array (T, height, width,
     3) or a tensor (T, 3, height, width). `fps` or `nframes`, `min_frames`, `max_frames`: see `smart_nframes`.
     `video_start`, `video_end`: seconds from the first frame; what is outside does not count. A list has no times: it
-    is taken whole, or `nframes` of it. A `Video` comes back as it is.
+    is taken whole whatever `fps` says, or `nframes` of it. A `Video` comes back as it is.
 
     Raises FileNotFoundError if there is no such file, else ValueError.
     """
-    times = {"fps": fps, "video_start": video_start, "video_end": video_end}
+    times = {"video_start": video_start, "video_end": video_end}
     if isinstance(source, Video):
         return source
+    if hasattr(source, "detach") and source.ndim == 4 and source.is_floating_point() and source.max() > 1:
+        if 0 <= source.min() and source.max() <= 255 and bool((source == source.round()).all()):
+            source = source.byte()  # so qwen-vl-utils hands frames over
     if isinstance(source, list | tuple) or getattr(source, "ndim", None) == 4:
         return from_pictures(list(source), nframes, {**times, "min_frames": min_frames, "max_frames": max_frames})
     if isinstance(source, Image.Image):

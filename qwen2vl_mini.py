@@ -17,9 +17,15 @@ Run it:  python qwen2vl_mini.py --image assets/scene.png --prompt "Describe this
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__":  # first, because importing torch takes seconds: --help need not wait, nor Ctrl-C
+    from command_line import main
+
+    sys.exit(main())
+
 import math
 import re
-import sys
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -37,7 +43,7 @@ from torch.nn.attention.bias import causal_lower_right
 
 import checks
 import weights_loader
-from checks import BatchFeature, media_kind
+from checks import BatchFeature, media_kind, process_vision_info  # noqa: F401  (the last one only to be found here)
 from media_loader import draw_boxes, item_source, load_image, load_video, parse_boxes  # noqa: F401
 from sampling import NEUTRAL, choose, sampling_settings
 
@@ -231,7 +237,7 @@ class Qwen2VLImageProcessor:
         Clips (one or a list) → `pixel_values_videos` and `video_grid_thw`. `options` as for `apply_chat_template`.
         """
         images, videos = checks.as_list(images), [videos] if checks.is_clip(videos) else checks.as_list(videos)
-        items = [{"image": image} for image in images] + [{"video": video} for video in videos]
+        items = checks.as_items("image", images) + checks.as_items("video", videos)
         return self.collect(items, checks.call_options(options, text=False))
 
     __call__ = preprocess
@@ -943,6 +949,7 @@ class Qwen2VLForConditionalGeneration(Qwen2VLModel):
         the processor gave, and `do_sample`, `temperature`, `top_p`, `top_k`, `repetition_penalty` (see sampling.py).
         """
         settings = self.sampling_settings(**{name: inputs.pop(name, None) for name in NEUTRAL})
+        inputs = checks.generation_inputs(inputs)
         eos = self.generation_config.get("eos_token_id", []) if eos_token_id is None else eos_token_id
         eos = torch.tensor([eos] if isinstance(eos, int) else eos, dtype=torch.long, device=self.device)
         pad = self.generation_config.get("pad_token_id", int(eos[0]) if len(eos) else 0)
@@ -987,11 +994,3 @@ class Qwen2VLForConditionalGeneration(Qwen2VLModel):
                 yield text[shown:]
                 shown = len(text)
         yield tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)[shown:]
-
-
-# ── 10 · Command line ─────────────────────────────────────────────────────────────────────────────────────────────
-
-if __name__ == "__main__":
-    from command_line import main
-
-    sys.exit(main())

@@ -138,19 +138,19 @@ def official_processor():
 def same_as_official(model, processor, official, official_processor):
     """A function that compares inputs and the answers to them with the official ones; returns the sentences."""
 
-    def compare(inputs, conversations: list, pictures: list | None = None, clips: list | None = None, **template):
+    def compare(inputs, conversations: list, pictures=None, clips=None, new: int = NEW, **template) -> list[str]:
         texts = official_processor.apply_chat_template(conversations, add_generation_prompt=True, **template)
         expected = official_processor(text=texts, images=pictures, videos=clips, padding=True, return_tensors="pt")
         for name in expected.keys() - {"mm_token_type_ids"}:
             assert torch.equal(inputs[name].cpu(), expected[name]), name
         assert inputs.keys() - {"mm_token_type_ids"} == expected.keys() - {"mm_token_type_ids"}
-        expected = expected.to(model.device)
+        inputs, expected = inputs.to(model.device), expected.to(model.device)
         with torch.no_grad():
             found, reference = model(**inputs).logits, official(**expected).logits
         assert relative_difference(real_tokens(found, inputs), real_tokens(reference, inputs)) < SAME
-        output_ids = model.generate(**inputs, max_new_tokens=NEW)
+        output_ids = model.generate(**inputs, max_new_tokens=new)
         banned = list(range(model.config.vision_start_token_id, model.config.video_token_id + 1))
-        reference = official.generate(**expected, max_new_tokens=NEW, suppress_tokens=banned)
+        reference = official.generate(**expected, max_new_tokens=new, suppress_tokens=banned)
         assert torch.equal(output_ids, reference)
         generated_ids = [output_ids[len(ids) :] for ids, output_ids in zip(inputs.input_ids, output_ids)]
         sentences = processor.batch_decode(generated_ids, skip_special_tokens=True, clean_up_tokenization_spaces=True)
@@ -188,7 +188,7 @@ def test_image_snippet(model, processor, media, same_as_official):
 
     assert inputs.image_grid_thw.tolist() == [[1, 8, 10]]  # 140×112 pixels: 20 tokens, and all of them in the ids
     assert (inputs.input_ids == model.config.image_token_id).sum() == 20
-    assert output_text == same_as_official(inputs, [conversation], [Image.open(media / "image1.png")])
+    assert output_text == same_as_official(inputs, [conversation], [Image.open(media / "image1.png")], new=128)
 
 
 @pytest.fixture
@@ -235,7 +235,7 @@ def test_an_image_from_anywhere(processor, media, site, same_as_official, name):
         "fractions": torch.from_numpy(pixels).movedim(-1, 0) / 255,
     }
     expected = processor.apply_chat_template(ask({"type": "image", "image": opened}, "Hi"), **TEMPLATE_OPTIONS)
-    same_as_official(expected.to("cpu"), [ask({"type": "image"}, "Hi")], [opened])
+    same_as_official(expected, [ask({"type": "image"}, "Hi")], [opened])
     for how, source in given.items():
         keys = ["image"] + ["url", "path"] * isinstance(source, str)
         items = [{"type": "image", key: source} for key in keys] + [{"image": source}]
@@ -275,7 +275,7 @@ def test_video_snippet(model, processor, media, same_as_official):
     # 3 seconds at 1 frame a second would be 3 frames; at least 4 are taken, spread over the 24 there are
     clip = clip_tensor([decoded(media / "video.mp4")[i] for i in (0, 8, 15, 23)])
     assert inputs.video_grid_thw.tolist() == [[2, 6, 8]]
-    assert output_text == same_as_official(inputs, [conversation], clips=[clip])
+    assert output_text == same_as_official(inputs, [conversation], clips=[clip], new=128)
 
 
 @pytest.mark.parametrize("options", ({"video_fps": 2}, {"fps": 2.0}, {"nframes": 6}, {"num_frames": 6}, {}))
@@ -541,7 +541,7 @@ def test_readme_default_snippet(processor, media, same_as_official):
     output_text = processor.batch_decode(
         generated_ids_trimmed, skip_special_tokens=True, clean_up_tokenization_spaces=False
     )
-    sentences = same_as_official(inputs, [messages], [Image.open(media / "image1.png")])
+    sentences = same_as_official(inputs, [messages], [Image.open(media / "image1.png")], new=128)
     assert model.dtype != torch.float32 or output_text == sentences  # "auto" may be half precision
     assert output_text[0].endswith(".") and "<|" not in output_text[0]
     by_template = processor.apply_chat_template(messages, **TEMPLATE_OPTIONS)

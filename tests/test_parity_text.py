@@ -338,6 +338,9 @@ def test_rendering_equals_the_official_template_on_random_conversations(conversa
     assert json.dumps(conversation) == before, "the user's messages are left alone"
 
 
+CONVERSATIONS = st.lists(st.lists(MESSAGE, min_size=1, max_size=3), min_size=1, max_size=3)
+
+
 def nothing_is_dropped(conversations) -> bool:
     """Whether every item has something to show: for the others, which the template drops in silence, see below."""
     contents = [message["content"] for messages in conversations for message in messages]
@@ -346,10 +349,7 @@ def nothing_is_dropped(conversations) -> bool:
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    conversations=st.lists(st.lists(MESSAGE, min_size=1, max_size=3), min_size=1, max_size=3).filter(nothing_is_dropped),
-    options=OPTIONS,
-)
+@given(conversations=CONVERSATIONS.filter(nothing_is_dropped), options=OPTIONS)
 def test_rendering_equals_transformers_on_random_batches(conversations, options, ours, official):
     assert ours.apply_chat_template(conversations, **options) == official.apply_chat_template(conversations, **options)
     assert ours.apply_chat_template(conversations[0], **options) == official.apply_chat_template(

@@ -317,6 +317,7 @@ def test_sizes_and_tokens_over_a_table():
         (40, 720, 1280, {}, (560, 1008), 20 * 720),
         (100, 720, 1280, {}, (448, 812), 50 * 464),  # the budget: 491.52 tokens for each pair, 24576 in all
         (768, 720, 1280, {}, (224, 420), 384 * 120),  # but never less than 1.05 × 128 tokens
+        (768, 480, 640, {}, (280, 364), 384 * 130),  # with 1.00 × 128 this would be one row less
         (768, 720, 1280, {"max_pixels": 360 * 420}, (280, 504), 384 * 180),  # said explicitly, it goes over the budget
         (4, 720, 1280, {"max_pixels": 360 * 420}, (280, 504), 2 * 180),
         (4, 48, 64, {}, (280, 392), 2 * 140),  # grown to at least 128 tokens
@@ -353,7 +354,7 @@ def test_the_rows_made_are_as_many_as_counted(frames, height, width, limits):
     made = processor.preprocess(videos=clip, **limits)
     assert made.video_grid_thw.tolist() == [list(grid)] and len(made.pixel_values_videos) == 4 * tokens
     by_item, item_grid = processor.media_patches({"type": "video", "video": clip, **limits}, max_pixels=784)
-    if "max_pixels" in limits or limits == {}:
+    if "max_pixels" in limits:  # else the call's holds
         assert item_grid == grid and torch.equal(by_item, made.pixel_values_videos)
     if "max_pixels" not in limits:
         own = Qwen2VLImageProcessor(**{f"video_{name}": value for name, value in limits.items()})

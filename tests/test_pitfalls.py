@@ -399,7 +399,7 @@ def called(node: ast.AST) -> str:
 
 
 def is_never_run(statements: list[ast.expr | ast.stmt]) -> bool:
-    """Whether one of these (decorators, marks or statements) skips, or leaves out of the usual run, whatever happens."""
+    """Whether one of these (decorators, marks, statements) skips, or leaves out of the usual run, whatever happens."""
     for node in statements:
         node = node.value if isinstance(node, ast.Expr | ast.Assign) else node
         marks = node.elts if isinstance(node, ast.List | ast.Tuple) else [node]
