@@ -346,7 +346,13 @@ def load_video(
     times = {"video_start": video_start, "video_end": video_end}
     if isinstance(source, Video):
         return source
-    if hasattr(source, "detach") and source.ndim == 4 and source.is_floating_point() and source.max() > 1:
+    if (
+        hasattr(source, "detach")
+        and source.ndim == 4
+        and source.is_floating_point()
+        and source.numel()
+        and source.max() > 1
+    ):
         if 0 <= source.min() and source.max() <= 255 and bool((source == source.round()).all()):
             source = source.byte()  # so qwen-vl-utils hands frames over
     if isinstance(source, list | tuple) or getattr(source, "ndim", None) == 4:

@@ -632,6 +632,14 @@ def test_a_list_of_pictures_is_taken_whole(tmp_path):
         assert all(map(np.array_equal, load_video(source).frames(), arrays)), "fractions"
 
 
+def test_frames_without_times_are_taken_whole_whatever_fps_says():
+    frames = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.full((1, 8, 8, 3), 50, np.uint8)
+    tensor = torch.tensor(frames).permute(0, 3, 1, 2)
+    for source in (list(frames), tensor, tensor.float()):  # whole numbers as floats are what qwen-vl-utils hands over
+        assert all(map(np.array_equal, load_video(source, fps=0.5).frames(), frames))
+        assert load_video(source, fps=0.5).num_frames == 5
+
+
 def test_nframes_chooses_from_a_list():
     arrays = np.arange(9, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 3), np.uint8)
     video = load_video(list(arrays), nframes=4)
@@ -645,7 +653,8 @@ def test_nframes_chooses_from_a_list():
     [
         ([], {}, "empty"),
         (np.zeros((0, 8, 8, 3), np.uint8), {}, "empty"),
-        ([np.zeros((8, 8, 3), np.uint8)] * 4, {"fps": 1}, "fps means nothing"),
+        (torch.zeros(0, 3, 8, 8), {}, "empty"),
+        (torch.full((4, 3, 8, 8), 7.5), {}, "0..1"),
         ([np.zeros((8, 8, 3), np.uint8)] * 4, {"video_start": 1}, "video_start means nothing"),
         ([np.zeros((8, 8, 3), np.uint8)] * 4, {"max_frames": 2}, "max_frames means nothing"),
         (np.zeros((769, 2, 2, 3), np.uint8), {}, "769 frames, more than 768"),
