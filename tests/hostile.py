@@ -185,7 +185,8 @@ def chunk(name: bytes, body: bytes) -> bytes:
 def png(width: int, height: int, depth: int = 8, colours: int = 2, *more: bytes, rows: int | None = None) -> bytes:
     """A PNG that says it has this size, with `rows` of zeros in it (all by default), `more` chunks before them."""
     channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colours]
-    rows, row = height if rows is None else rows, bytes(1 + (width * channels * depth + 7) // 8)
+    rows = height if rows is None else rows
+    row = bytes(1 + (width * channels * depth + 7) // 8) if rows else b""
     packer = zlib.compressobj(1)
     packed = b"".join(packer.compress(row) for _ in range(rows)) + packer.flush()
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colours, 0, 0, 0))
@@ -454,7 +455,7 @@ def sizes() -> Iterator[Case]:
     chunks = [chunk(b"tEXt", b"a\0b")] * 20_000
     yield bomb("PNG with 20,000 chunks", lambda: png(64, 48, 8, 2, *chunks), DAMAGED, expect="either")
     lie = struct.pack(">I", 2**31 - 1)
-    yield bomb("PNG with a chunk of 2 GB", lambda: picture()[:33] + lie + picture()[37:], DAMAGED)
+    yield bomb("PNG with a chunk of 2 GB", lambda: picture()[:33] + lie + picture()[37:], DAMAGED, expect="either")
     yield bomb("MP4 that promises 80 million frames", partial(many_samples, 80_000_000), DAMAGED, see_clip)
     yield bomb("MP4 that promises 4 billion frames", partial(many_samples, 2**32 - 1), DAMAGED, see_clip)
     wide = partial(re.sub, b"(avc1.{24})....", b"\\1" + b"\xff" * 4, flags=re.S)
@@ -587,7 +588,7 @@ def options() -> Iterator[Case]:
     """Absurd numbers, in an item and in the call."""
     kind, huge = "options", 10**400
     wrong = {
-        "fps": [0, -1, math.nan, math.inf, "2", True, [], 1j, huge, np.float32("nan")],
+        "fps": [0, -1, math.nan, math.inf, "2", True, [], 1j, 1e300, huge, np.float32("nan")],
         "nframes": [0, -2, 1, 1.5, 769, 2**63, "8", True, math.nan, None.__class__],
         "min_frames": [0, -1, 10**9, "4", 2.5],
         "max_frames": [0, 1, 10**9, "4", math.inf],
@@ -613,11 +614,10 @@ def options() -> Iterator[Case]:
     yield asked("start at the end", "no frames from", video_start=1.5)
     yield asked("min_pixels over max_pixels", "larger than max_pixels", min_pixels=10**6, max_pixels=3136)
     yield asked("only a height", "go together", resized_height=56)
-    yield asked("a size of a building", "pixels|resized|limit", resized_height=28_000, resized_width=28_000)
+    yield asked("a size of a building", "pixels|limit", resized_height=28_000, resized_width=28_000, max_pixels=10**10)
     yield asked("pixels of a building", "pixels|limit", min_pixels=10**9, max_pixels=10**10)
     fine = [
         {"fps": 1e-300},
-        {"fps": 1e300},
         {"max_frames": 2, "min_frames": 700},
         {"fps": np.int64(1)},
         {"nframes": 700},
@@ -696,7 +696,7 @@ def messages() -> Iterator[Case]:
         "a list of None": ([None], message),
         "a list of texts": (["a", "b"], message),
         "lists 10,000 deep": (nested(10_000), message),
-        "messages 10,000 deep": ([nested(10_000, kind=dict)], message),
+        "messages 10,000 deep": ([nested(10_000, kind=dict)], "address"),
         "messages and conversations mixed": ([{"role": "user", "content": "x"}, [{"role": "user"}]], message),
         "a content in itself": (own_content(), "item"),
         "a message in itself": (own_message(), "item"),
@@ -856,6 +856,7 @@ def arrays() -> Iterator[Case]:
         "negative whole numbers": np.full((48, 64, 3), -1, np.int16),
         "64-bit whole numbers": image.astype(np.int64),
         "truth values": image.astype(bool),
+        "big-endian": image.astype(">u2"),
         "complex": image.astype(np.complex64),
         "objects": image.astype(object),
         "texts": np.full((4, 4, 3), "x"),
@@ -908,11 +909,9 @@ def arrays() -> Iterator[Case]:
         "grey": np.zeros((48, 64), np.uint16),
         "transposed": image.transpose(1, 0, 2),
         "backwards": image[::-1, ::-1],
-        "big-endian": image.astype(">u2"),
         "read-only": np.broadcast_to(one, (48, 64, 3)),
         "with gradient": torch.zeros(3, 48, 64, requires_grad=True),
         "half precision": torch.ones(3, 48, 64, dtype=torch.bfloat16),
-        "a subclass": np.matrix(np.zeros((48, 64), np.uint8)),
         "masked": np.ma.masked_array(image, image == 0),
     }
     for name, array in fine.items():
@@ -1100,7 +1099,7 @@ def weights() -> Iterator[Case]:
     says = whole + "|lacks|holds|shape|stores"
     yield change("20 wrong bits in the header", says, lambda old: flipped(old[:900], "w", 20, 8) + old[900:])
     yield change("one missing", f"lacks {NORM}", rewritten(partial(rename, NORM, None)))
-    yield change("one too many", "holds extra", rewritten(partial(rename, NORM, "extra")))
+    yield change("one too many", "holds extra", rewritten(add_extra))
     yield change("whole numbers for weights", f"stores {NORM} as I32", rewritten(partial(retype, NORM, "I32")))
     twice = partial(rename, "model.layers.0.mlp.up_proj.weight", "model.language_model.norm.weight")
     yield change("one under both names", "twice", rewritten(twice))
@@ -1124,8 +1123,9 @@ def weights() -> Iterator[Case]:
     for place, make in places.items():
         for name in ("weights", "config", "words", "pixels", "template", "generation"):
             use = load_weights if name in ("weights", "config", "generation") else load_words
-            # a link that leads nowhere is as good as no file, and only some files have to be there
-            expect = "either" if place == "a link to itself" and name == "generation" else "refused"
+            # a link that leads nowhere is as good as no file, and not all files have to be there
+            optional = place == "a link to itself" and name in ("template", "generation")
+            expect = "either" if optional else "refused"
             yield Case(kind, f"{place} for {NAMES[name]}", special(make, name), use, f"{NAMES[name]}|template", expect)
     endless = lambda path: path.symlink_to("/dev/zero")  # noqa: E731
     large = lambda path: sparse(path.name, b"{", 3 * 2**30)(path.parent)  # noqa: E731
@@ -1217,6 +1217,10 @@ def rename(old: str, new: str | None, header: dict) -> None:
     header[new or "model.visual.x"] = entry
 
 
+def add_extra(header: dict) -> None:
+    header["extra"] = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+
+
 def retype(name: str, dtype: str, header: dict) -> None:
     header[name]["dtype"] = dtype
 
@@ -1259,8 +1263,10 @@ def configs() -> Iterator[Case]:
         for value in wrong:
             make = checkpoint(config=edited(**{name: value}))
             text = repr(value) if len(repr(value)) < 40 else f"{repr(value)[:9]}…"
-            expect = "either" if (name, value) == ("vision__spatial_merge_size", 3) else "refused"
-            yield Case(kind, f"{name}={text}", make, load_weights, says + "|config", expect)
+            harmless = (name, value) in (("vision__spatial_merge_size", 3), ("image_token_id", -1))
+            expect = "either" if harmless else "refused"
+            # what only shows in the model's numbers is not put down to the file
+            yield Case(kind, f"{name}={text}", make, load_weights, says + "|config|not finite|context of", expect)
     files = {
         "no file": (None, "no config.json"),
         "empty": (b"", "not valid JSON"),
@@ -1291,9 +1297,12 @@ def configs() -> Iterator[Case]:
     for name, wrong in pixels.items():
         for value in wrong:
             # the sound file has limits of its own, which win over "size"
-            more = {"min_pixels": None, "max_pixels": None} if name == "size" else {}
-            make = checkpoint(pixels=edited(**{name: value}, **more))
-            yield Case(kind, f"pixels: {name}={value!r}", make, load_words, f"preprocessor_config|{name}|pixels")
+            make = checkpoint(
+                pixels=edited(**{name: value}) if name != "size" else json.dumps({"size": value}).encode()
+            )
+            expect = "either" if name == "min_pixels" and isinstance(value, int | float) else "refused"
+            says = f"preprocessor_config|{name}|pixels"
+            yield Case(kind, f"pixels: {name}={value!r}", make, load_words, says, expect)
     yield Case(kind, "pixels: no file", checkpoint(pixels=None), load_words, "preprocessor_config")
     words = {
         "no file": (None, "tokenizer.json"),
@@ -1609,7 +1618,6 @@ def command_lines() -> Iterator[Case]:
     yield line("nothing to answer", "")
     yield line("empty", "--prompt", more=("",))
     yield line("UTF-8", "--prompt \ud800")
-    yield line("context of", "--prompt", more=("word " * 200_000,))
     yield line("no such folder", "--model /no/such/model --prompt x")
     yield line("is a file", "--model FILE --prompt x", file("a", b"x"))
     yield line("tokenizer.json|config.json", "--model FILE --prompt x", str)
@@ -1617,9 +1625,9 @@ def command_lines() -> Iterator[Case]:
     traversal = b'{"weight_map": {"a": "../a"}}'
     yield line("plain name", "--model FILE --prompt x", checkpoint(weights=None, index=traversal))
     yield line("no such file|no file|cannot be read", "--batch /no/such/file.jsonl")
-    yield line("folder|directory", "--batch /")
-    yield line("ordinary file|cannot", "--batch /dev/zero")
-    yield line("ordinary file|cannot", "--batch FILE", fifo("a.jsonl"))
+    yield line("is no file", "--batch /")
+    yield line("is no file", "--batch /dev/zero")
+    yield line("is no file", "--batch FILE", fifo("a.jsonl"))
     yield line("", "--prompt", expect="answered", more=(INJECTIONS[0],))
     yield line("", "--image FILE", one, "answered")
 
@@ -1941,9 +1949,9 @@ def draw(rows: list[Row], path: str) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--figure", metavar="FILE", help="draw the results")
-    parser.add_argument("--only", metavar="TEXT", default="", help="run cases with this in their name, and show each")
+    parser.add_argument("--only", metavar="REGEX", default="", help="run cases with this in their name, and show each")
     args = parser.parse_args()
-    names = [name for name in corpus() if args.only in name]
+    names = [name for name in corpus() if re.search(args.only, name)]
     runner, outcomes = Runner(), {}
     for number, name in enumerate(names, 1):
         outcomes[name] = outcome = runner.run(name)

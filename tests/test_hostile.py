@@ -1,5 +1,6 @@
-"""Every hostile or odd input of tests/hostile.py ends in one clear sentence or a right answer, soon, in little memory."""
+"""Every input of tests/hostile.py ends in one clear sentence or a right answer, soon and in little memory."""
 
+import re
 import subprocess
 import sys
 
@@ -49,7 +50,7 @@ def test_pitfall_29_hostile_input(runner, name):
 def test_a_planted_failure_is_detected(runner, name, hint):
     outcome = runner.run(name, seconds=0.5 if name == "hang" else None)
     assert len(found := problems(PLANTED[name], outcome)) == 1
-    assert __import__("re").search(hint, found[0]), found
+    assert re.search(hint, found[0]), found
 
 
 def test_after_a_hang_a_crash_and_a_fine_case_the_next_one_is_fine(runner):

@@ -103,9 +103,29 @@ def test_scores():
     assert evaluate.score(sample, sample.answer.lower()) == (False, None)
 
 
+def test_character_errors():
+    assert [evaluate.edits(*pair) for pair in (("", "AB"), ("AB12", "AB12"), ("A12", "AB12"), ("B1A", "AB1"))] == [
+        2,
+        0,
+        1,
+        2,
+    ]
+
+
+@pytest.mark.parametrize("task", evaluate.ALL_TASKS)
+def test_every_task_can_be_asked(task):
+    """Two pictures, clips and second turns go through the processor, and an answer in the right words is right."""
+    (sample,) = evaluate.held_out_samples(task, 1, 90, 2, "train")
+    assert evaluate.score(sample, sample.answer)[0] and not evaluate.score(sample, "Hello.")[0]
+    model, processor = weights_loader.load("tiny", dtype="float32")
+    (said,) = evaluate.answers(model, processor, [sample], max_new_tokens=3)
+    assert isinstance(said, str)
+
+
 def test_evaluate_refuses_bad_input_in_one_sentence(capsys):
     assert evaluate.main(["--model", "no/such folder", "--samples", "1"]) == 2
     assert evaluate.main(["--samples", "0"]) == 2
+    assert evaluate.main(["--min-side", "300", "--max-side", "200"]) == 2
     assert "Traceback" not in capsys.readouterr().err
 
 
