@@ -75,8 +75,15 @@ def test_damage_is_the_same_each_time(tmp_path):
 
 
 def test_the_summary_counts_what_happened():
-    names = list(corpus())[:3]
-    outcomes = dict(zip(names, (Outcome(answer="x", seconds=2), Outcome(error="KeyError"), Outcome(megabytes=5))))
+    refused = next(
+        name for name, case in corpus().items() if re.search(case.says, "this picture is empty; no message.")
+    )
+    answered = next(name for name, case in corpus().items() if case.expect == "answered")
+    outcomes = {
+        refused: Outcome(error="ValueError", sentence="This picture is empty; no message.", seconds=2),
+        answered: Outcome(answer="x", megabytes=5),
+        next(name for name in corpus() if name not in (refused, answered)): Outcome(error="KeyError"),
+    }
     rows = summary(outcomes)
-    assert sum(row.refused for row in rows) == 2 and sum(row.answered for row in rows) == 1
+    assert [sum(getattr(row, name) for row in rows) for name in ("refused", "answered", "failed")] == [1, 1, 1]
     assert max(row.seconds for row in rows) == 2 and max(row.megabytes for row in rows) == 5

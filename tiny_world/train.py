@@ -61,15 +61,15 @@ from tiny_world.scenes import (
 )
 from tiny_world.tokenizer import save_tokenizer
 
-# How often each task is asked; the ones with long answers teach most.
+# How often each task is asked. A mean over tokens hears little of the ones with short answers: they are asked more.
 TASK_WEIGHTS = {
-    **{"describe": 5, "where": 9, "count": 9, "colour": 2, "shape": 2, "relation": 3, "what": 1, "read": 8},
+    **{"describe": 3, "where": 7, "count": 16, "colour": 2, "shape": 1, "relation": 1, "what": 0.5, "read": 8},
     "text": 0.2,
 }
-TURNS = (1, 2, 2, 3)  # questions a picture, drawn for each batch
+TURNS = (2, 3, 3, 4)  # questions a picture, drawn for each batch
 MIN_SIDE, MAX_SIDE, LARGE_SIDE = 56, 224, 448  # pixels; LARGE_SIDE instead of MAX_SIDE in …
-LARGE_SHARE = 0.05  # … this share of the batches
-TEXT_SHARE = 0.06  # of the pictures have a text
+LARGE_SHARE = 0.03  # … this share of the batches
+TEXT_SHARE = 0.0  # of the pictures have a text to read
 # The curriculum of reading: random strings of any length and size are not learned at all for a very long time.
 LONGER_EVERY = 700  # steps: from two characters on, one more …
 SMALLER_EVERY = 160  # … and the smallest one pixel less, from 30 down to 12
@@ -184,7 +184,7 @@ def cell_places(scene: Scene, rows: int, cols: int) -> Tensor:
 
 def draw_scene(rng: random.Random, width: int, height: int, step: int) -> Scene:
     """A picture to ask about; what there is to read becomes longer and smaller as training goes on."""
-    things = rng.choice((1, 2, 3, 4, 1, 2, 3, 4, 5, 6))
+    things = rng.choice((1, 2, 3, 4, 2, 3, 4, 5))
     if rng.random() >= TEXT_SHARE:
         return make_scene(rng, width, height, things, repeat=rng.choice((0.3, 0.8)))
     length = rng.randint(1, min(MAX_TEXT_LENGTH, 2 + step // LONGER_EVERY))
