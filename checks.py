@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from media_loader import shorten
+
 
 class BatchFeature(dict):
     """A dict of tensors: `inputs.input_ids` is `inputs["input_ids"]`, and `.to(device)` moves all of them.
@@ -104,15 +106,16 @@ def call_options(asked: dict, text: bool = True) -> dict:
             if not any(value is one or (isinstance(value, type(one)) and value == one) for one in allowed):
                 raise ValueError(f"{name}={shown(value)} is not supported: {reason}.")
         elif name not in known:
-            close = get_close_matches(name, [*known, *SAME], 1)
+            close = get_close_matches(name[:100], [*known, *SAME], 1)
             hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}."
-            raise ValueError(f"The option {name!r} is unknown; {hint}")
+            raise ValueError(f"The option {shown(name)} is unknown; {hint}")
         elif value is not None:
             options[name] = value
-    if options.get("padding", True) not in PADDING:
-        raise ValueError(f"padding={options['padding']!r} is not supported: batches are as long as their longest row.")
-    if options.get("return_tensors", "pt") != "pt":
-        raise ValueError(f"return_tensors={options['return_tensors']!r} is not supported; use 'pt', torch tensors.")
+    padding, tensors = options.get("padding", True), options.get("return_tensors", "pt")
+    if not isinstance(padding, bool | str) or padding not in PADDING:
+        raise ValueError(f"padding={shown(padding)} is not supported: batches are as long as their longest row.")
+    if not isinstance(tensors, str) or tensors != "pt":
+        raise ValueError(f"return_tensors={shown(tensors)} is not supported; use 'pt', torch tensors.")
     check_numbers(options)
     return options | apart
 
@@ -168,20 +171,46 @@ def generation_inputs(asked: dict) -> dict:
 
 def shown(value) -> str:
     """A value in an error message: short, on one line."""
-    text = repr(value).replace("\n", " ")
-    return text if len(text) <= 60 else text[:57] + "…"
+    return shorten(repr(value), 60)
 
 
 def check_numbers(options: dict) -> None:
     """Limits and frame numbers, of a call or of a message's item, must be numbers above zero (times may be zero)."""
+    largest = 2**31  # far beyond all that makes sense, and still a number to every library
     for name, kind in MEDIA_OPTIONS.items():
         value = options.get(name)
         whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
         right = whole or (kind == "a number" and isinstance(value, float | np.floating) and np.isfinite(value))
-        if value is not None and not (right and (value > 0 or (value == 0 and name.startswith("video_")))):
-            raise ValueError(f"{name}={shown(value)} should be {kind} above zero.")
+        if value is None or (right and value == 0 and name.startswith("video_")):
+            continue
+        if not right or value <= 0 or (value >= largest and name != "max_pixels"):  # "no limit" may be as large
+            raise ValueError(f"{name}={shown(value)} should be {kind} above zero and below {largest}.")
     if (options.get("resized_height") is None) != (options.get("resized_width") is None):
         raise ValueError("resized_height and resized_width go together: give both or none.")
+
+
+def check_image_processor(processor) -> None:
+    """The fields of a Qwen2VLImageProcessor, which may come from anybody's preprocessor_config.json."""
+    for name, value in vars(processor).items():
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if name.endswith("_pixels") and not (whole and 0 < value):
+            raise ValueError(f"preprocessor_config: {name}={shown(value)} should be a whole number above zero.")
+        if name.endswith("_size") and not (whole and 0 < value <= 1024):
+            raise ValueError(f"preprocessor_config: {name}={shown(value)} should be a whole number from 1 to 1024.")
+        if name in ("image_mean", "image_std"):
+            three = list(value) if isinstance(value, list | tuple) and len(value) == 3 else [None]
+            right = all(isinstance(x, float | int) and np.isfinite(x) for x in three)
+            if not right or (name == "image_std" and min(three) <= 0):
+                raise ValueError(f"preprocessor_config: {name}={shown(value)} should be three numbers, one a colour.")
+    if processor.resample not in ("pillow", "torch"):
+        raise ValueError(f"resample={shown(processor.resample)} is unknown; use 'pillow' or 'torch'.")
+
+
+def check_control_tokens(file, special_ids: dict) -> None:
+    """A tokenizer without them belongs to another model."""
+    wanted = "endoftext im_start im_end vision_start vision_end image_pad video_pad".split()
+    if missing := [f"<|{name}|>" for name in wanted if f"<|{name}|>" not in special_ids]:
+        raise ValueError(f"{file} is not Qwen2-VL's tokenizer: it lacks {', '.join(missing)}.")
 
 
 # ── Conversations ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -210,10 +239,14 @@ def as_messages(messages) -> list[dict]:
     for message in messages:
         role, content = message.get("role"), message.get("content")
         if not isinstance(role, str) or content is None:
-            raise ValueError(f"A message needs a 'role' and a 'content', but this one has {sorted(map(str, message))}.")
+            keys = shorten(", ".join(sorted(map(str, message))) or "nothing")
+            raise ValueError(f"A message needs a 'role' and a 'content', but this one has {keys}.")
+        check_text(role)
         if isinstance(content, dict):
             content = [content]
-        if not isinstance(content, str):
+        if isinstance(content, str):
+            check_text(content)
+        else:
             if not isinstance(content, list | tuple):
                 raise ValueError(f"A message's content is a text or a list of items, not a {type(content).__name__}.")
             content = [{"type": "text", "text": item} if isinstance(item, str) else item for item in content]
@@ -227,11 +260,24 @@ def check_item(item) -> None:
     """An item of a message's content is a text, a picture or a clip."""
     if not isinstance(item, dict):
         raise ValueError(f"An item of a message is a dict with a 'type', not a {type(item).__name__}.")
-    if is_media := media_kind(item) is not None:
+    if media_kind(item):
         check_numbers(item)
-    if not is_media and not isinstance(item.get("text"), str):
-        keys = ", ".join(sorted(map(str, item))) or "nothing"
+    elif isinstance(item.get("text"), str):
+        check_text(item["text"])
+    else:
+        keys = shorten(", ".join(sorted(map(str, item))) or "nothing")
         raise ValueError(f"An item of a message has a 'text', an 'image' or a 'video', but this one has {keys}.")
+
+
+def check_text(text) -> str:
+    """A text that the tokenizer can take."""
+    if not isinstance(text, str):
+        raise ValueError(f"A prompt is a text, not a {type(text).__name__} ({shown(text)}).")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"The text {shown(text)} has half a character in it (a lone surrogate); remove it.") from None
+    return text
 
 
 def media_kind(item: dict) -> str | None:

@@ -48,7 +48,8 @@ class InOrder(argparse.Action):
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str):
-        raise ValueError(f"{message}; --help lists all options.")
+        short = message if len(message) < 200 else message[:200] + "…"
+        raise ValueError(f"{short}; --help lists all options.")
 
 
 def number(kind: type, low: float, high: float):

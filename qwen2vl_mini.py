@@ -118,7 +118,7 @@ class Qwen2VLConfig:
 # the rounding rules are those of qwen-vl-utils' vision_process.py.
 
 MIN_PIXELS, MAX_PIXELS = 4 * 28 * 28, 1280 * 28 * 28  # pixels; defaults when a checkpoint says nothing
-MAX_RATIO = 200  # longer side / shorter side
+MAX_RATIO, MAX_AREA = 200, 2**26  # longer side / shorter side; pixels, more than twice as many as fit the context
 
 
 def smart_resize(
@@ -142,6 +142,8 @@ def smart_resize(
         grow = math.sqrt(min_pixels / (height * width))
         new_height = math.ceil(height * grow / factor) * factor
         new_width = math.ceil(width * grow / factor) * factor
+    if new_height * new_width > MAX_AREA:
+        raise ValueError(f"{new_width}×{new_height} pixels do not fit a context of tokens; lower min_ and max_pixels.")
     return new_height, new_width
 
 
@@ -195,8 +197,7 @@ class Qwen2VLImageProcessor:
     video_total_pixels: int = 24576 * 28 * 28  # of a clip, a pair of frames counted once
 
     def __post_init__(self):
-        if self.resample not in ("pillow", "torch"):
-            raise ValueError(f"resample={self.resample!r} is unknown; use 'pillow' or 'torch'.")
+        checks.check_image_processor(self)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **overrides) -> Qwen2VLImageProcessor:
@@ -310,6 +311,7 @@ class Qwen2VLTokenizer:
             raise ValueError(f"{file} is not a readable tokenizer.json ({error}).") from None
         self.bpe.encode_special_tokens = True  # "<|im_end|>" in a text is ten characters, not the end of a turn
         self.special_ids = {t.content: i for i, t in self.bpe.get_added_tokens_decoder().items() if t.special}
+        checks.check_control_tokens(file, self.special_ids)
         self.pad_token_id = self.special_ids["<|endoftext|>"]
 
     def split(self, text: str) -> list[str]:
@@ -415,7 +417,7 @@ class Qwen2VLProcessor:
         """
         if text is None:
             return self.image_processor.preprocess(images, videos, **options)
-        prompts = [self.tokenizer.split(prompt) for prompt in checks.as_list(text)]
+        prompts = [self.tokenizer.split(checks.check_text(prompt)) for prompt in checks.as_list(text)]
         items = checks.flatten_media("image", images, prompts) + checks.flatten_media("video", videos, prompts)
         return self.assemble(prompts, items, checks.call_options(options))
 
