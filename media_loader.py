@@ -14,6 +14,7 @@ import binascii
 import colorsys
 import io
 import itertools
+import logging
 import math
 import numbers
 import os
@@ -24,15 +25,17 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from urllib.parse import unquote
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # all others stay closed, with their decoders' bugs
-MAX_IMAGE_PIXELS = 178_956_970  # width × height; decoded to RGB half a gigabyte. Pillow's own hard limit as well
+MAX_IMAGE_PIXELS = 2**26  # width × height, 67 million; to decode one and make it RGB takes up to 13 bytes each
+MAX_JPEG_SCANS = 500, 2**30  # of a progressive JPEG, and pixels of all: each scan goes over all pixels again
+MAX_PICTURE_BYTES = 2**29  # of a file
 MAX_BASE64_CHARS = 64 * 2**20  # characters of a data URI: 48 MiB of file
 MAX_IMAGE_BYTES, IMAGE_SECONDS = 64 * 2**20, 30  # what a URL may send, and how long that may take
 MAX_VIDEO_BYTES, VIDEO_SECONDS = 2**30, 300
@@ -46,6 +49,9 @@ TURNS = {  # … and these set the others right
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+JPEG_MARKER = re.compile(rb"\xff([^\xff\x00\x01\xd0-\xd8])")  # those that have a length behind them
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # it would log to stderr what we say in our own words
 
 SOURCE_KEYS = ("image", "image_url", "video", "video_url", "url", "path", "base64")  # in an item of a message
 
@@ -71,11 +77,7 @@ def load_image(source, rotate_by_exif: bool = True) -> Image.Image:
     if isinstance(source, np.ndarray):
         return from_array(source, "An array")
     if hasattr(source, "detach"):  # a torch tensor, without importing torch for it
-        tensor = source.detach().cpu()
-        array = (tensor.float() if tensor.is_floating_point() else tensor).numpy()  # numpy has no bfloat16
-        if array.ndim == 3 and array.shape[0] not in (1, 3, 4):
-            raise ValueError(f"A tensor of shape {array.shape} is no picture; it should be (3, height, width).")
-        return from_array(np.moveaxis(array, 0, -1) if array.ndim == 3 else array, "A tensor")
+        return from_array(tensor_array(source), "A tensor")
     raise ValueError(
         f"A {type(source).__name__} is no picture; pass a path, a URL, bytes, a PIL picture, an array or a tensor."
     )
@@ -158,8 +160,10 @@ def find_file(source: str | os.PathLike, what: str = "picture") -> Path:
 
 
 def shorten(text: str | Path, longest: int = 200) -> str:
-    """A path or URL as an error message can show it: one line, of bounded length."""
-    text = "".join(c if c.isprintable() else "?" for c in str(text)) or '""'
+    """A path or URL as an error message can show it: one line, of bounded length, without passwords."""
+    text = str(text) if len(str(text)) < 20_000 else str(text)[:10_000] + str(text)[-10_000:]
+    text = re.sub("(://)[^/?#]*@", r"\1…@", text)
+    text = "".join(c if c.isprintable() else "?" for c in text) or '""'
     return text if len(text) <= longest else text[: longest - 20] + "…" + text[-19:]
 
 
@@ -187,15 +191,17 @@ def decode(file, name: str, rotate_by_exif: bool) -> Image.Image:
     return picture.copy() if picture is image else picture  # a copy has no ties to the file, which is about to close
 
 
-def read_header(file, name: str) -> Image.Image:
+def read_header(file, name: str, max_bytes: int = MAX_PICTURE_BYTES) -> Image.Image:
     """A file opened for reading → a PIL picture of which no pixels are decoded yet."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's doubts about metadata are nothing a user could act on
+        size = None
         try:
-            return Image.open(file, formats=FORMATS)
+            size = file.seek(0, io.SEEK_END)
+            file.seek(0)
+            image = Image.open(file, formats=FORMATS) if size <= max_bytes else None
         except UnidentifiedImageError:
-            file.seek(0, io.SEEK_END)
-            if not file.tell():
+            if not size:
                 raise ValueError(f"{name} is empty; get it again.") from None
             formats = ", ".join(FORMATS)
             raise ValueError(f"{name} is no picture, or none that can be read; save it as one of {formats}.") from None
@@ -203,6 +209,27 @@ def read_header(file, name: str) -> Image.Image:
             raise ValueError(too_large(name)) from None
         except Exception as error:  # decoders of damaged files raise whatever comes
             raise ValueError(damaged(name, error)) from None
+    if image is None:
+        raise ValueError(f"{name} has {size:,} bytes, more than the limit of {max_bytes:,}; make it smaller first.")
+    most = min(MAX_JPEG_SCANS[0], MAX_JPEG_SCANS[1] // max(1, image.width * image.height))
+    if image.format in ("JPEG", "MPO") and too_many_scans(file, most):
+        raise ValueError(f"{name} is a JPEG of more than {most} scans; save it as a PNG or an ordinary JPEG.")
+    return image
+
+
+def too_many_scans(file, most: int) -> bool:
+    """Whether a JPEG goes over its pixels more than `most` times, or has absurdly many segments."""
+    file.seek(0)
+    data, at, count = file.read(), 0, 0
+    for _ in range(10_000):
+        marker = JPEG_MARKER.search(data, at)
+        if not marker or marker[1] == b"\xd9":  # the end of the picture; others can follow
+            return False
+        count += marker[1] == b"\xda"
+        if count > most:
+            return True
+        at = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+    return True
 
 
 def upright_rgb(image: Image.Image, name: str, rotate_by_exif: bool) -> Image.Image:
@@ -245,7 +272,11 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 def to_bytes(values: np.ndarray, top: float) -> np.ndarray:
     """Values from 0 (black) to `top` (white) → uint8, rounded to the nearest."""
-    return np.rint(np.clip(values.astype(np.float32), 0, top) * np.float32(255 / top)).astype(np.uint8)
+    result = np.empty(values.shape, np.uint8)
+    for start in range(0, len(values), 256):  # rows, a few at a time: the fractions take far more memory
+        rows = values[start : start + 256].astype(np.float32)
+        result[start : start + 256] = np.rint(np.clip(rows, 0, top) * np.float32(255 / top))
+    return result
 
 
 def from_array(array: np.ndarray, name: str) -> Image.Image:
@@ -266,6 +297,20 @@ def from_array(array: np.ndarray, name: str) -> Image.Image:
     elif array.dtype != np.uint8:
         raise ValueError(f"{name} of {array.dtype} is no picture; convert it to uint8, or to floats from 0 to 1.")
     return to_rgb(Image.fromarray(np.ascontiguousarray(array)), name)
+
+
+def tensor_array(tensor) -> np.ndarray:
+    """A torch tensor ([1, 3 or 4,] height, width) → an array (height, width[, 1, 3 or 4])."""
+    try:
+        shape = tuple(tensor.shape)
+        if len(shape) not in (2, 3) or len(shape) == 3 and shape[0] not in (1, 3, 4):
+            raise ValueError(f"A tensor of shape {shape} is no picture; it should be (3, height, width).")
+        check_size(shape[-1], shape[-2], "A tensor")
+        tensor = tensor.detach().cpu()
+        array = (tensor.float() if tensor.is_floating_point() else tensor).numpy()  # numpy has no bfloat16
+    except (RuntimeError, TypeError):  # sparse, quantized, without data, …
+        raise ValueError("A tensor of this kind is no picture; pass an ordinary one, which holds all values.") from None
+    return np.moveaxis(array, 0, -1) if array.ndim == 3 else array
 
 
 def check_size(width: int, height: int, name: str, limit: int | None = None) -> None:
@@ -294,6 +339,8 @@ MIN_FRAMES, MAX_FRAMES = 4, 768  # of one video
 FRAME_FACTOR = 2  # frames enter the vision tower in pairs
 MAX_FRAME_PIXELS = 2**25  # width × height: 8K. A decoder keeps up to 17 frames, so less than of a picture
 MAX_ANIMATION = 10_000, 2**30  # frames, and pixels of all of them: a GIF of a kilobyte can promise hours of work
+MAX_ANIMATION_BYTES = 2**26  # of its file: Pillow looks for the next frame byte by byte
+MAX_SEARCH_BYTES = 2**28  # that FFmpeg reads without finding a frame
 MAX_TABLES_BYTES = 2**26  # of an MP4's tables of contents in one piece; they take about 16 bytes a frame
 MAX_PACKETS = 2_000_000  # frames in one file: nine hours at 60 a second
 SIGNATURES = {  # what files begin with → FFmpeg's name of the format. No playlists: they open other files and URLs
@@ -346,17 +393,9 @@ def load_video(
     times = {"video_start": video_start, "video_end": video_end}
     if isinstance(source, Video):
         return source
-    if (
-        hasattr(source, "detach")
-        and source.ndim == 4
-        and source.is_floating_point()
-        and source.numel()
-        and source.max() > 1
-    ):
-        if 0 <= source.min() and source.max() <= 255 and bool((source == source.round()).all()):
-            source = source.byte()  # so qwen-vl-utils hands frames over
     if isinstance(source, list | tuple) or getattr(source, "ndim", None) == 4:
-        return from_pictures(list(source), nframes, {**times, "min_frames": min_frames, "max_frames": max_frames})
+        pictures = list(source) if isinstance(source, list | tuple) else source
+        return from_pictures(pictures, nframes, {**times, "min_frames": min_frames, "max_frames": max_frames})
     if isinstance(source, Image.Image):
         clip = Animation(lambda: nullcontext(source), "The animation")
     elif isinstance(source, str | os.PathLike | bytes | bytearray | memoryview):
@@ -383,8 +422,9 @@ def load_video(
     )
 
 
-def from_pictures(pictures: list, nframes: int | None, refused: dict) -> Video:
-    """A list of pictures (anything `load_image` takes) of one size → a video without times."""
+def from_pictures(pictures, nframes: int | None, refused: dict) -> Video:
+    """A list of pictures (anything `load_image` takes; or an array or tensor of them) of one size → a video without
+    times."""
     total = len(pictures)
     if not total:
         raise ValueError("The list of frames is empty; give at least one picture.")
@@ -394,11 +434,15 @@ def from_pictures(pictures: list, nframes: int | None, refused: dict) -> Video:
         raise ValueError(f"The list has {total} frames, more than {MAX_FRAMES}; say with nframes how many to take.")
     number = total if nframes is None else smart_nframes(total, FPS, nframes=nframes)
     chosen = frame_indices(total, number)
-    first = pictures[chosen[0]] = load_image(pictures[chosen[0]])  # kept, so that a URL is not fetched twice
+    as_bytes = hasattr(pictures, "detach") and holds_bytes(pictures[index] for index in chosen)
+    first = load_image(pictures[chosen[0]].byte() if as_bytes else pictures[chosen[0]])
 
     def decoder():
         for index in chosen:
-            picture = load_image(pictures[index])
+            if index == chosen[0]:
+                picture = first  # so that a URL is not fetched twice
+            else:
+                picture = load_image(pictures[index].byte() if as_bytes else pictures[index])
             if picture.size != first.size:
                 size, others = ("×".join(map(str, image.size)) for image in (picture, first))
                 raise ValueError(
@@ -411,6 +455,18 @@ def from_pictures(pictures: list, nframes: int | None, refused: dict) -> Video:
     if nframes is not None and nframes >= number + FRAME_FACTOR:
         note = f"{name}: {nframes} are asked for but {number} taken: there are no more."
     return Video(name, first.width, first.height, [index / FPS for index in chosen], None, total, note, decoder)
+
+
+def holds_bytes(frames: Iterable) -> bool:
+    """Whether tensors of floats hold whole numbers to 255, not fractions: so qwen-vl-utils hands frames over."""
+    above = False
+    for frame in frames:
+        values = tensor_array(frame)
+        inside = frame.is_floating_point() and values.min() >= 0 and values.max() <= 255
+        if not inside or (values != np.rint(values)).any():
+            return False
+        above |= bool(values.max() > 1)
+    return above
 
 
 def smart_nframes(
@@ -500,7 +556,10 @@ def whole(value, name: str, least: int) -> int:
 def open_clip(open_file: Callable, name: str) -> Animation | Container:
     """A file → what knows the times of its frames and decodes them."""
     with open_file() as file:
-        head = file.read(1024)
+        try:
+            head = file.read(1024)
+        except OSError as error:
+            raise ValueError(damaged(name, error)) from None
         format = next((value for key, value in SIGNATURES.items() if re.match(key, head, re.DOTALL)), None)
         if not head:
             raise ValueError(f"{name} is empty; get it again.")
@@ -553,20 +612,21 @@ class Animation:
     def images(self, numbers: Iterable[int]) -> Iterator[Image.Image]:
         """The animation, standing at one frame after the other, until there are no more."""
         with self.open_file() as file:
-            image = file if isinstance(file, Image.Image) else read_header(file, self.name)
-            check_size(image.width, image.height, self.name, MAX_FRAME_PIXELS)
+            image = file if isinstance(file, Image.Image) else read_header(file, self.name, MAX_ANIMATION_BYTES)
             before = image.tell()
             try:
                 for number in numbers:
-                    with warnings.catch_warnings():
-                        warnings.simplefilter("ignore")
-                        image.seek(number)
-                        image.load()  # only now does WebP know the duration
+                    for step in (partial(image.seek, number), image.load):  # only then does WebP know the duration
+                        check_size(image.width, image.height, self.name, MAX_FRAME_PIXELS)  # a frame can enlarge it
+                        try:
+                            with warnings.catch_warnings():
+                                warnings.simplefilter("ignore")
+                                step()
+                        except EOFError:
+                            return
+                        except Exception as error:  # decoders of damaged files raise whatever comes
+                            raise ValueError(damaged(self.name, error)) from None
                     yield image
-            except EOFError:
-                return
-            except Exception as error:  # decoders of damaged files raise whatever comes
-                raise ValueError(damaged(self.name, error)) from None
             finally:
                 if image is file:  # the user's own picture
                     image.seek(before)
@@ -576,6 +636,24 @@ class Animation:
 
     def read(self, indices: np.ndarray) -> Iterator[np.ndarray]:
         return map(self.rgb, self.images(indices.tolist()))
+
+
+class Reader:
+    """A file as FFmpeg gets it: without a name, and it ends where it fails or where the search takes too long."""
+
+    def __init__(self, file) -> None:
+        self.file, self.seek, self.tell = file, file.seek, file.tell
+        self.left, self.problem = MAX_SEARCH_BYTES, None
+
+    def read(self, size: int) -> bytes:
+        self.left -= size
+        if self.left < 0:
+            self.problem = f"there is no frame in {MAX_SEARCH_BYTES:,} bytes of it"
+        try:
+            return b"" if self.problem else self.file.read(size)
+        except OSError as error:
+            self.problem = error
+            return b""
 
 
 class Container:
@@ -588,11 +666,9 @@ class Container:
     def __init__(self, open_file: Callable, name: str, format: str) -> None:
         self.open_file, self.name, self.format, self.notes = open_file, name, format, []
         pts, keys, shown = [], [], []  # of each packet: when (None: unknown), is it a key frame, is it to be seen
-        with self.opened() as (container, stream):
+        with self.opened() as (container, stream, packets):
             context, unit = stream.codec_context, float(stream.time_base or 0)  # unit: seconds
-            for packet in container.demux(stream):
-                if not packet.size:  # the frame before is shown for longer, or this is the end
-                    continue
+            for packet in packets:
                 if len(pts) == MAX_PACKETS:
                     raise ValueError(f"{name} has more than {MAX_PACKETS:,} frames; cut it into pieces.")
                 # An editor marks what it cut away to be discarded. VP8 has pictures that only others refer to.
@@ -641,7 +717,7 @@ class Container:
 
     @contextmanager
     def opened(self) -> Iterator[tuple]:
-        """FFmpeg's view of the file, and its first stream of pictures."""
+        """FFmpeg's view of the file, its first stream of pictures, and the packets of that."""
         try:
             import av
         except ImportError:
@@ -650,12 +726,20 @@ class Container:
         def refuse(url, flags, options):
             raise OSError("a video may not open other files")
 
+        def packets():
+            for packet in container.demux(stream):
+                if packet.size:  # else the frame before is shown for longer, or this is the end
+                    reader.left = MAX_SEARCH_BYTES
+                    yield packet
+            if reader.problem:
+                raise ValueError(damaged(self.name, reader.problem))
+
         options = {"codec_whitelist": CODECS, "max_pixels": str(MAX_FRAME_PIXELS)}
         try:
             with (
                 self.open_file() as file,
                 av.open(
-                    SimpleNamespace(read=file.read, seek=file.seek, tell=file.tell),  # no name, no close
+                    reader := Reader(file),
                     format=self.format,
                     options=options,
                     metadata_errors="ignore",
@@ -675,8 +759,8 @@ class Container:
                     raise ValueError(damaged(self.name, "it does not say how large its frames are"))
                 check_size(context.width, context.height, self.name, MAX_FRAME_PIXELS)
                 context.options = {"max_pixels": options["max_pixels"]}  # for sizes that change later
-                yield container, stream
-        except av.FFmpegError as error:
+                yield container, stream, packets()
+        except (av.FFmpegError, OSError) as error:
             raise ValueError(damaged(self.name, error)) from None
 
     def decoded(self, positions: np.ndarray, starts: np.ndarray) -> Iterator:
@@ -688,10 +772,10 @@ class Container:
         import av
 
         done, count, skipped = 0, 0, False
-        with self.opened() as (container, stream):
+        with self.opened() as (_, stream, packets):
             context = stream.codec_context
-            packets = zip(self.group, (packet for packet in container.demux(stream) if packet.size))
-            for group, packet in itertools.chain(packets, [(math.inf, None)]):  # None: there will be no more
+            no_more = math.inf, None
+            for group, packet in itertools.chain(zip(self.group, packets), [no_more]):
                 if group < starts[done]:
                     skipped = True
                     continue

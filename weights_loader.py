@@ -17,7 +17,7 @@ import timeit
 from dataclasses import asdict, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import NamedTuple, get_type_hints
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,16 +25,25 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import qwen2vl_mini  # which imports this module too: names of it are looked up when they are used, not before
+from checks import shown
+from media_loader import shorten
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)  # org/name
-SHARD_NAME = re.compile(r"[\w-][\w.-]*\.safetensors", re.ASCII)  # no separators: it stays in its folder
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)  # org/name
+SHARD_NAME = re.compile(r"[\w-][\w.-]{0,199}\.safetensors", re.ASCII)  # no separators: it stays in its folder
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 STORED_DTYPES = ("BF16", "F16", "F32", "F64")  # safetensors' names
 BFLOAT16_GAIN = 1.2  # how many times faster bfloat16 must be on a CPU before "auto" gives up float32's digits
+MAX_TEXT_BYTES = 32 * 2**20  # of a JSON file: the largest there is, tokenizer.json, has 11 MB
+LARGEST = 10**7  # of any number in a config.json that is not in this table; no library stumbles over such numbers
+LIMITS = {
+    **{"num_hidden_layers": (1, 1000), "depth": (1, 1000), "mlp_ratio": (0.25, 100)},
+    **{"patch_size": (1, 100), "temporal_patch_size": (1, 100), "spatial_merge_size": (1, 10)},
+    **{"rms_norm_eps": (1e-20, 1), "rope_theta": (1, 1e12)},
+}
 
 
 def find_checkpoint(name: str | Path, weights: bool = False) -> Path:
@@ -43,6 +52,8 @@ def find_checkpoint(name: str | Path, weights: bool = False) -> Path:
     From the Hub come the small files, and the weights (gigabytes) with `weights=True` only. HF_HOME, HF_ENDPOINT,
     HF_TOKEN and HF_HUB_OFFLINE mean what they mean everywhere. Raises FileNotFoundError or ValueError.
     """
+    if not isinstance(name, str | Path):
+        raise ValueError(f'A checkpoint is "tiny", a folder or a Hub id (org/name), not {shown(name)}.')
     if name == "tiny":
         homes = Path(__file__).resolve().parent, Path(sys.prefix, "share", "qwen2vl-mini")
         for folder in (home / "checkpoints" / "tiny" for home in homes):
@@ -50,12 +61,18 @@ def find_checkpoint(name: str | Path, weights: bool = False) -> Path:
                 return folder
         raise FileNotFoundError(f"The bundled checkpoint is not in {homes[0] / 'checkpoints' / 'tiny'}: install again.")
     folder = Path(os.path.expanduser(name))
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise ValueError(f"{folder} is a file; pass the folder it is in.")
+    try:
+        if folder.is_dir():
+            return folder
+        exists = folder.exists()
+    except OSError:  # a name too long for the system, or a folder that is closed to us
+        exists = False
+    if exists:
+        raise ValueError(f"{shorten(folder)} is a file; pass the folder it is in.")
     if not isinstance(name, str) or not HUB_ID.fullmatch(name):
-        raise FileNotFoundError(f"{str(name)!r}: no such folder and not a Hub id, which looks like org/name.")
+        raise FileNotFoundError(
+            f"{shorten(repr(str(name)))}: no such folder and not a Hub id, which looks like org/name."
+        )
     return download(name, ["*.json", "*.jinja", "*.txt"] + ["*.safetensors"] * weights)
 
 
@@ -65,7 +82,7 @@ def download(name: str, patterns: list[str]) -> Path:
     from huggingface_hub import constants, errors
 
     def reason(error: BaseException) -> str:
-        return (str(error).strip() or type(error).__name__).splitlines()[0]
+        return shorten((str(error).strip() or type(error).__name__).splitlines()[0])
 
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
@@ -85,23 +102,80 @@ def download(name: str, patterns: list[str]) -> Path:
     raise ValueError(f"{name!r} {problem}") from None
 
 
+def plain_file(path: str | Path, max_bytes: float = float("inf")) -> Path:
+    """The path of an ordinary file of bounded size. Others are not opened: a pipe may block, a device never ends."""
+    path = Path(path)
+    try:
+        size = path.stat().st_size if path.is_file() else None
+    except OSError:  # a name too long for the system, or a folder that is closed to us
+        size = None
+    if size is None:
+        raise FileNotFoundError(f"{shorten(path)} is missing, or not an ordinary file: get that file too.")
+    if size > max_bytes:
+        raise ValueError(f"{shorten(path)} has {size:,} bytes, more than {max_bytes:,}: it cannot be what it is named.")
+    return path
+
+
+def read_text(path: Path) -> str:
+    """The text of a small file; errors name the file."""
+    try:
+        return plain_file(path, MAX_TEXT_BYTES).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{shorten(path)} is not valid JSON or Jinja, which are UTF-8 ({error}).") from None
+    except PermissionError:
+        raise ValueError(f"{shorten(path)} cannot be opened; check its permissions.") from None
+
+
 def read_json(path: Path) -> dict:
     """A JSON object from a file; errors name the file."""
+    text = read_text(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise ValueError(f"{path} is not valid JSON ({error}).") from None
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{shorten(path)} is not valid JSON ({error}).") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} should hold a JSON object, not a {type(content).__name__}.")
+        raise ValueError(f"{shorten(path)} should hold a JSON object, not a {type(content).__name__}.")
     return content
+
+
+def is_number(value, kind: type, smallest: float, largest: float) -> bool:
+    """Whether a value from a file is a number of that kind (int or float) within the limits; NaN never is."""
+    right = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    return right and smallest <= value <= largest
+
+
+def inner_dict(d: dict, name: str, file: str | Path = "config.json") -> dict:
+    """The object in an object of a JSON file, empty where there is none."""
+    inner = d.get(name)
+    if not isinstance(inner, dict | None):
+        raise ValueError(f"{shorten(file)}: {name} = {shown(inner)} should be a JSON object.")
+    return inner or {}
+
+
+def config_fields(kind: type, values: dict, part: str = "") -> dict:
+    """The values for fields of a configuration. Each is checked: it decides how much is built, or how often."""
+    chosen = {name: values[name] for name in get_type_hints(kind) if name in values}
+    for name, value in chosen.items():
+        number, wanted = get_type_hints(kind)[name], None
+        if number in (int, float):
+            limits = LIMITS.get(name, (0 if name.endswith("_id") else 1, LARGEST))
+            if not is_number(value, number, *limits):
+                wanted = f"a {'whole ' * (number is int)}number from {limits[0]} to {limits[1]}"
+        elif name == "mrope_section" and value is not None:
+            three = value if isinstance(value, list | tuple) and len(value) == 3 else [None]
+            if not all(is_number(pairs, int, 1, LARGEST) for pairs in three):
+                wanted = "three whole numbers above zero"
+        if wanted:
+            raise ValueError(f"config.json: {part}{name} = {shown(value)} should be {wanted}.")
+    return chosen
 
 
 def config_from_dict(d: dict) -> qwen2vl_mini.Qwen2VLConfig:
     """From the content of a config.json: *flat*, as released (text fields at the root), or with a `text_config`."""
     if d.get("model_type") != "qwen2_vl":
-        raise ValueError(f"config.json describes a {d.get('model_type')!r} model; this is for 'qwen2_vl' only.")
-    text, vision = d | (d.get("text_config") or {}), d.get("vision_config") or {}
-    rope = (text.get("rope_scaling") or {}) | (text.get("rope_parameters") or {})
+        raise ValueError(f"config.json describes a {shown(d.get('model_type'))} model; this is for 'qwen2_vl' only.")
+    text, vision = d | inner_dict(d, "text_config"), inner_dict(d, "vision_config")
+    rope = inner_dict(text, "rope_scaling") | inner_dict(text, "rope_parameters")
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     if rope_type not in ("default", "mrope") or text.get("use_sliding_window") or d.get("quantization_config"):
         raise ValueError("config.json asks for a sliding window, quantised weights or scaled RoPE: not supported.")
@@ -109,25 +183,23 @@ def config_from_dict(d: dict) -> qwen2vl_mini.Qwen2VLConfig:
     text["mrope_section"] = rope.get("mrope_section")
     text["rope_theta"] = rope.get("rope_theta", text.get("rope_theta", 1e6))
     text["tie_word_embeddings"] = bool(d.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
-
-    def pick(kind: type, values: dict) -> dict:
-        return {field.name: values[field.name] for field in fields(kind) if field.name in values}
-
-    text = qwen2vl_mini.Qwen2VLTextConfig(**pick(qwen2vl_mini.Qwen2VLTextConfig, text))
-    vision = qwen2vl_mini.Qwen2VLVisionConfig(**pick(qwen2vl_mini.Qwen2VLVisionConfig, vision))
+    text = qwen2vl_mini.Qwen2VLTextConfig(**config_fields(qwen2vl_mini.Qwen2VLTextConfig, text))
+    vision = config_fields(qwen2vl_mini.Qwen2VLVisionConfig, vision, "vision_config.")
+    vision = qwen2vl_mini.Qwen2VLVisionConfig(**vision)
     for name, whole, part in (
         ("hidden_size / num_attention_heads", text.hidden_size, text.num_attention_heads),
         ("num_attention_heads / num_key_value_heads", text.num_attention_heads, text.num_key_value_heads),
         ("vision embed_dim / (4 · num_heads)", vision.embed_dim, 4 * vision.num_heads),
     ):
-        if not (isinstance(whole, int) and isinstance(part, int)) or part < 1 or whole < 1 or whole % part:
+        if whole % part:
             raise ValueError(f"config.json: {name} = {whole} / {part} is not a whole number.")
-    if text.mrope_section and 2 * sum(text.mrope_section) != text.head_dim:
-        raise ValueError(f"config.json: mrope_section {text.mrope_section} must add up to {text.head_dim // 2}.")
+    pairs = text.head_dim // 2 if text.mrope_section is None else sum(text.mrope_section)  # of numbers that turn
+    if 2 * pairs != text.head_dim:
+        raise ValueError(f"config.json: mrope_section {text.mrope_section} must add up to {text.head_dim} / 2.")
     if vision.hidden_size != text.hidden_size:
         raise ValueError(f"config.json: the merger's {vision.hidden_size} channels are not {text.hidden_size}.")
-    ids = {name: value for name, value in pick(qwen2vl_mini.Qwen2VLConfig, d).items() if name.endswith("_id")}
-    return qwen2vl_mini.Qwen2VLConfig(text, vision, **ids)
+    ids = {name: value for name, value in d.items() if name.endswith("_id")}
+    return qwen2vl_mini.Qwen2VLConfig(text, vision, **config_fields(qwen2vl_mini.Qwen2VLConfig, ids))
 
 
 def config_to_dict(config: qwen2vl_mini.Qwen2VLConfig) -> dict:
@@ -148,14 +220,14 @@ def processor_options(name: str | Path, kind: type, overrides: dict) -> dict:
     """
     known, options, folder = {field.name for field in fields(kind)}, {}, find_checkpoint(name)
     if unknown := overrides.keys() - known:
-        raise ValueError(f"The option {min(unknown)!r} is unknown; known are {', '.join(sorted(known))}.")
+        raise ValueError(f"The option {shown(min(unknown))} is unknown; known are {', '.join(sorted(known))}.")
     video_file, limits = folder / "video_preprocessor_config.json", ("min_pixels", "max_pixels")
     for prefix, path in (("", folder / "preprocessor_config.json"), ("video_", video_file)):
         d = read_json(path) if not prefix or path.exists() else {}
-        size = d.get("size") or {}  # newer files call the two *areas* "edges"
+        size = inner_dict(d, "size", path)  # newer files call the two *areas* "edges"
         d = {"min_pixels": size.get("shortest_edge"), "max_pixels": size.get("longest_edge")} | d
         names = limits if prefix else known - {"resample"}  # which in files is a number of Pillow's
-        options |= {prefix + name: d[name] for name in names if d.get(name)}
+        options |= {prefix + name: d[name] for name in names if d.get(name) is not None}
     given = {name: value for name, value in overrides.items() if value is not None}
     return options | {f"video_{name}": given[name] for name in limits if name in given} | given
 
@@ -173,10 +245,27 @@ def processor_to_dict(image_processor, video: bool = False) -> dict:
 
 def read_chat_template(folder: Path) -> str | None:
     """A checkpoint's chat template (Jinja), from the newest of the three places where one may be; None without one."""
-    if (folder / "chat_template.jinja").exists():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    files = [folder / name for name in ("chat_template.json", "tokenizer_config.json") if (folder / name).exists()]
-    return next((template for file in files if (template := read_json(file).get("chat_template"))), None)
+    for name in ("chat_template.jinja", "chat_template.json", "tokenizer_config.json"):
+        if (file := folder / name).exists():
+            template = read_text(file) if file.suffix == ".jinja" else read_json(file).get("chat_template")
+            if not isinstance(template, str | None):
+                raise ValueError(f"{shorten(file)}: chat_template = {shown(template)} should be a text.")
+            if template:
+                return template
+    return None
+
+
+def read_generation_config(path: Path) -> dict:
+    """What a generation_config.json says, without the nulls in it; what we use of it is checked."""
+    content = {name: value for name, value in read_json(path).items() if value is not None}
+    for name in ("eos_token_id", "pad_token_id", "top_k", "temperature", "top_p", "repetition_penalty"):
+        value, kind = content.get(name, 0), int if name.endswith(("_id", "_k")) else float
+        smallest = 0 if kind is int and name != "top_k" else -LARGEST  # sampling.py knows the others' meaning
+        values = value if name == "eos_token_id" and isinstance(value, list) else [value]
+        if not all(is_number(one, kind, smallest, LARGEST) for one in values):
+            what = "a token's number" if smallest == 0 else f"a {'whole ' * (kind is int)}number"
+            raise ValueError(f"{shorten(path)}: {name} = {shown(value)} should be {what}.")
+    return content
 
 
 class StoredTensor(NamedTuple):
@@ -199,7 +288,7 @@ def our_name(key: str) -> str:
 
 def some_of(names) -> str:
     """The first few names, and how many there are."""
-    names = sorted(names)
+    names = [shorten(name, 80) for name in sorted(names)]
     return ", ".join(names[:3]) + (f", … ({len(names)} in all)" if len(names) > 3 else "")
 
 
@@ -217,9 +306,11 @@ def list_shards(folder: Path) -> dict[str, set[str] | None]:
     shards: dict[str, set[str] | None] = {}
     for key, shard in weight_map.items():
         if not isinstance(shard, str) or not SHARD_NAME.fullmatch(shard):
-            raise ValueError(f"{index} puts {key} into {shard!r}, which is not the plain name of a .safetensors file.")
+            raise ValueError(
+                f"{index} puts {shorten(key)} into {shown(shard)}, which is not the plain name of a .safetensors file."
+            )
         if not (folder / shard).is_file():
-            raise FileNotFoundError(f"{index} puts {key} into {shard}, which is missing: get that file too.")
+            raise FileNotFoundError(f"{index} puts {shorten(key)} into {shard}, which is missing: get that file too.")
         shards.setdefault(shard, set()).add(key)
     return shards
 
@@ -228,13 +319,15 @@ def list_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Our names of all stored weights → where they lie. Reads the headers only, and trusts none of them."""
     found: dict[str, StoredTensor] = {}
     for shard, promised in list_shards(folder).items():
-        file = folder / shard
+        file = plain_file(folder / shard)
         try:
             with safe_open(file, "pt") as content:  # refuses headers over 100 MB and offsets that do not fit the file
                 slices = {key: content.get_slice(key) for key in content.keys()}
                 headers = {key: (tuple(part.get_shape()), part.get_dtype()) for key, part in slices.items()}
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{file} is not a whole safetensors file ({error}); download or copy it again.") from None
+            raise ValueError(
+                f"{file} is not a whole safetensors file ({shorten(error)}); download or copy it again."
+            ) from None
         if promised is not None and promised != headers.keys():
             raise ValueError(f"{folder / INDEX} and {shard} disagree about {some_of(promised ^ headers.keys())}.")
         for key, (shape, dtype) in headers.items():
@@ -242,9 +335,12 @@ def list_tensors(folder: Path) -> dict[str, StoredTensor]:
             if name.endswith("rotary_emb.inv_freq"):  # old files store the rotary frequencies, which we compute
                 continue
             if name in found:
-                raise ValueError(f"{folder} holds {name} twice, as {found[name].key} and as {key}; delete one.")
+                both = f"{shorten(found[name].key)} and as {shorten(key)}"
+                raise ValueError(f"{folder} holds {shorten(name)} twice, as {both}; delete one.")
             if dtype not in STORED_DTYPES:
-                raise ValueError(f"{file} stores {key} as {dtype}; only {', '.join(STORED_DTYPES)} can be loaded.")
+                raise ValueError(
+                    f"{file} stores {shorten(key)} as {dtype}; only {', '.join(STORED_DTYPES)} can be loaded."
+                )
             found[name] = StoredTensor(file, key, shape)
     return found
 
@@ -355,6 +451,8 @@ def load_model(
     if tied or not has_head:
         stored.pop(HEAD, None)
     check_complete(model, stored, folder)
+    if has_head and (folder / "generation_config.json").exists():
+        model.generation_config = read_generation_config(folder / "generation_config.json")
     try:
         for path, where in stored.items():
             weight = nn.Parameter(where.read().to(device=device, dtype=dtype, copy=True))
@@ -368,8 +466,6 @@ def load_model(
         raise ValueError(f"{device} has not enough free memory for {what}.") from None
     if tied:
         model.lm_head.weight = model.model.embed_tokens.weight
-    if has_head and (folder / "generation_config.json").exists():
-        model.generation_config = read_json(folder / "generation_config.json")
     return model.eval()
 
 

@@ -10,8 +10,9 @@ Four things make so small a model learn to see in so little time on two cores:
     answers' loss alone the tower gets almost no signal until the decoder can already count and point. One on the
     decoder's second layer has to say where each cell and its object lie, in cells. The tower cannot know that (its
     rotary positions are relative, and a picture has no marked border); the decoder can, from M-RoPE's distance to
-    <|vision_start|>, but what it finds in its attention it must also write down where later layers can read it. The
-    last, on the fourth layer, has to say the object's box as a share of the picture, in the digits of the answers;
+    <|vision_start|>, but what it finds in its attention it must also write down where later layers can read it. One on
+    the fourth layer has to say the object's box as a share of the picture, in the digits of the answers. And the same
+    head, on the fifth layer at <|box_start|>, has to say the box that is about to be written: of the object asked for;
   * Muon for the hidden matrices (AdamW for the rest), with large batches, since its step costs the same for any batch;
   * several questions a picture, since seeing it is what costs;
   * matrix products in bfloat16 where the CPU is fast in it (1.6 times faster steps where this was measured).
@@ -25,6 +26,7 @@ import itertools
 import json
 import os
 import random
+import re
 import shutil
 import time
 from collections import defaultdict
@@ -199,11 +201,15 @@ def make_batch(seed: int, tokenizer: Qwen2VLTokenizer, images: Qwen2VLImageProce
     cells = images.num_image_tokens(height, width)
     new_height, new_width = images.target_size(height, width)
     wanted = rng.choice(TURNS)  # the same in all rows, so that little of the batch is padding
-    rows, pixels, grids, tasks, names, places = [], [], [], [], [], []
+    rows, pixels, grids, tasks, names, places, points = [], [], [], [], [], [], []
+    box_start = tokenizer.special_ids["<|box_start|>"]
     for _ in range(min(MAX_ROWS, CELLS_PER_BATCH // cells)):
         scene = draw_scene(rng, width, height, seed)
         turns = ask_several(scene, wanted, rng)
         rows.append(encode_chat(tokenizer, turns, cells, trusted=rng.random() < 0.5))
+        boxes = [[int(x) / 1000 for x in re.findall(r"\d+", answer)] for task, _, answer in turns if task == "where"]
+        starts = [i for i, label in enumerate(rows[-1][1]) if label == box_start]
+        points += [[len(rows) - 1, start, *box] for start, box in zip(starts, boxes, strict=True)]
         tasks.append([task for task, *_ in turns])
         patches, grid = images.patches_of([render(scene)], (new_height, new_width))
         pixels.append(patches)
@@ -219,6 +225,7 @@ def make_batch(seed: int, tokenizer: Qwen2VLTokenizer, images: Qwen2VLImageProce
         "image_grid_thw": torch.tensor(grids),  # (B, 3)
         "cell_names": torch.cat(names),  # (M, classes)
         "cell_places": torch.cat(places),  # (M, 10)
+        "points": torch.tensor(points).reshape(-1, 6),  # of each <|box_start|>: row, place in it, the box as shares
         "tasks": tasks,
     }
 
@@ -253,6 +260,23 @@ class CellHeads(nn.Module):
         model.visual.merger.register_forward_hook(lambda *call: setattr(self, "seen", call[-1]))  # (M, C)
         model.model.layers[1].register_forward_hook(lambda *call: setattr(self, "second", call[-1]))  # (B, S, C)
         model.model.layers[3].register_forward_hook(lambda *call: setattr(self, "fourth", call[-1]))  # (B, S, C)
+        model.model.layers[4].register_forward_hook(lambda *call: setattr(self, "fifth", call[-1]))  # (B, S, C)
+
+    def digit_loss(self, states: Tensor, boxes: Tensor) -> Tensor:
+        """Cross-entropy of the first two of three digits: states (n, C), boxes (n, 4) as shares of the picture."""
+        thousandths = (boxes * 1000).round().clamp(0, 1000).long()  # (n, 4)
+        hundreds, tens = self.digits(states).view(-1, 4, 21).split([11, 10], dim=-1)
+        loss = F.cross_entropy(hundreds.flatten(0, 1), thousandths.flatten() // 100)
+        return loss + F.cross_entropy(tens.flatten(0, 1), thousandths.flatten() // 10 % 10)
+
+    def point_loss(self, points: Tensor) -> Tensor:
+        """How far the fifth layer is from knowing, at each <|box_start|>, the whole box that is to be written."""
+        if not len(points):
+            return points.sum()
+        rows, starts = points[:, :2].long().T
+        states = F.layer_norm(self.fifth[rows, starts], self.fifth.shape[-1:])  # (points, C)
+        distance = (self.shares(states) - points[:, 2:]).abs().mean(0).sum()
+        return PLACE_WEIGHT * distance + DIGIT_WEIGHT * self.digit_loss(states, points[:, 2:])
 
     def loss(self, is_image: Tensor, names: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
         """Of names (binary cross-entropy a cell) and places (distance); and of digits (cross-entropy an object)."""
@@ -263,11 +287,9 @@ class CellHeads(nn.Module):
         if not has_object.any():
             return loss + PLACE_WEIGHT * (self.places(second)[:, :2] - places[:, :2]).abs().mean(0).sum(), loss * 0
         error = torch.cat([self.places(second), self.shares(fourth)], dim=1) - places  # (M, 10), NaN without object
-        thousandths = (places[has_object, 6:] * 1000).round().clamp(0, 1000).long()  # (objects, 4)
-        hundreds, tens = self.digits(fourth[has_object]).view(-1, 4, 21).split([11, 10], dim=-1)
-        digits = F.cross_entropy(hundreds.flatten(0, 1), thousandths.flatten() // 100)
-        digits = digits + F.cross_entropy(tens.flatten(0, 1), thousandths.flatten() // 10 % 10)
-        return loss + PLACE_WEIGHT * error.abs().nanmean(0).sum(), DIGIT_WEIGHT * digits
+        return loss + PLACE_WEIGHT * error.abs().nanmean(0).sum(), DIGIT_WEIGHT * self.digit_loss(
+            fourth[has_object], places[has_object, 6:]
+        )
 
 
 @contextmanager
@@ -357,8 +379,11 @@ def draw_curves(table: Path, picture: Path) -> None:
         lines = list(csv.DictReader(file))
     minutes = [float(line["minutes"]) for line in lines]
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), constrained_layout=True)
-    for name, label in (("loss", "answers (nats a token)"), ("cell_loss", "cell heads"), ("digit_loss", "digits")):
-        left.plot(minutes, [float(line[name]) for line in lines], label=label)
+    labels = {"loss": "answers (nats a token)", "cell_loss": "cells: names and places"}
+    labels |= {"digit_loss": "cells: digits", "point_loss": "boxes about to be written"}
+    for name, label in labels.items():
+        points = [(m, float(line[name])) for m, line in zip(minutes, lines) if line[name]]
+        left.plot(*zip(*points), label=label) if points else None
     for task in TASK_WEIGHTS:
         points = [(m, float(line[task])) for m, line in zip(minutes, lines) if line[task]]
         right.plot(*zip(*points), label=task) if points else None
@@ -408,11 +433,11 @@ def train(
         os.replace(work / "state.tmp", state_file)
 
     loader = iter(torch.utils.data.DataLoader(Batches(work / "checkpoint", step), batch_size=None, num_workers=1))
-    columns = ["step", "minutes", "samples", "loss", "cell_loss", "digit_loss", *TASK_WEIGHTS]
+    columns = ["step", "minutes", "samples", "loss", "cell_loss", "digit_loss", "point_loss", *TASK_WEIGHTS]
     losses, exact, last, last_saved = [], defaultdict(list), time.monotonic(), time.monotonic()
     while spent < minutes * 60 and step != max_steps:
         batch = next(loader)
-        names, places, tasks = batch.pop("cell_names"), batch.pop("cell_places"), batch.pop("tasks")
+        names, places, points, tasks = (batch.pop(key) for key in ("cell_names", "cell_places", "points", "tasks"))
         factor = rate_factor(step, spent / (minutes * 60))
         for optimizer, rate in zip(optimizers, (MUON_RATE, ADAMW_RATE)):
             for group in optimizer.param_groups:
@@ -420,13 +445,14 @@ def train(
         with torch.autocast("cpu", torch.bfloat16, enabled=in_half), attention_in_float32():
             output = model(**batch)
         cell_loss, digit_loss = head.loss(batch["input_ids"] == model.config.image_token_id, names, places)
-        (output.loss + cell_loss + digit_loss).backward()
+        point_loss = head.point_loss(points)
+        (output.loss + cell_loss + digit_loss + point_loss).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
         step, samples = step + 1, samples + len(tasks)
-        losses.append((output.loss.item(), cell_loss.item(), digit_loss.item()))
+        losses.append((output.loss.item(), cell_loss.item(), digit_loss.item(), point_loss.item()))
         for task, results in exact_by_task(output.logits.detach(), batch["labels"], tasks).items():
             exact[task] += results
         now = time.monotonic()
