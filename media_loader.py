@@ -423,8 +423,7 @@ def load_video(
 
 
 def from_pictures(pictures, nframes: int | None, refused: dict) -> Video:
-    """A list of pictures (anything `load_image` takes; or an array or tensor of them) of one size → a video without
-    times."""
+    """Pictures of one size (a list of anything `load_image` takes, an array, a tensor) → a video without times."""
     total = len(pictures)
     if not total:
         raise ValueError("The list of frames is empty; give at least one picture.")
@@ -734,7 +733,7 @@ class Container:
             if reader.problem:
                 raise ValueError(damaged(self.name, reader.problem))
 
-        options = {"codec_whitelist": CODECS, "max_pixels": str(MAX_FRAME_PIXELS)}
+        options, reader = {"codec_whitelist": CODECS, "max_pixels": str(MAX_FRAME_PIXELS)}, None
         try:
             with (
                 self.open_file() as file,
@@ -761,7 +760,7 @@ class Container:
                 context.options = {"max_pixels": options["max_pixels"]}  # for sizes that change later
                 yield container, stream, packets()
         except (av.FFmpegError, OSError) as error:
-            raise ValueError(damaged(self.name, error)) from None
+            raise ValueError(damaged(self.name, reader and reader.problem or error)) from None
 
     def decoded(self, positions: np.ndarray, starts: np.ndarray) -> Iterator:
         """The frames (of PyAV) at increasing `positions` in order, until one is missing.

@@ -305,6 +305,7 @@ class Qwen2VLTokenizer:
     """Byte-level BPE from a checkpoint's tokenizer.json. A text stays text: control tokens come as `Special` only."""
 
     def __init__(self, file: str | Path):
+        file = weights_loader.plain_file(file, weights_loader.MAX_TEXT_BYTES)
         try:
             self.bpe = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises bare Exceptions

@@ -52,7 +52,7 @@ def find_checkpoint(name: str | Path, weights: bool = False) -> Path:
     From the Hub come the small files, and the weights (gigabytes) with `weights=True` only. HF_HOME, HF_ENDPOINT,
     HF_TOKEN and HF_HUB_OFFLINE mean what they mean everywhere. Raises FileNotFoundError or ValueError.
     """
-    if not isinstance(name, str | Path):
+    if not isinstance(name, str | os.PathLike):
         raise ValueError(f'A checkpoint is "tiny", a folder or a Hub id (org/name), not {shown(name)}.')
     if name == "tiny":
         homes = Path(__file__).resolve().parent, Path(sys.prefix, "share", "qwen2vl-mini")
@@ -258,13 +258,13 @@ def read_chat_template(folder: Path) -> str | None:
 def read_generation_config(path: Path) -> dict:
     """What a generation_config.json says, without the nulls in it; what we use of it is checked."""
     content = {name: value for name, value in read_json(path).items() if value is not None}
-    for name in ("eos_token_id", "pad_token_id", "top_k", "temperature", "top_p", "repetition_penalty"):
-        value, kind = content.get(name, 0), int if name.endswith(("_id", "_k")) else float
-        smallest = 0 if kind is int and name != "top_k" else -LARGEST  # sampling.py knows the others' meaning
+    whole, others = ("eos_token_id", "pad_token_id", "top_k"), ("temperature", "top_p", "repetition_penalty")
+    for name in content.keys() & {*whole, *others}:
+        value, kind = content[name], int if name in whole else float
         values = value if name == "eos_token_id" and isinstance(value, list) else [value]
-        if not all(is_number(one, kind, smallest, LARGEST) for one in values):
-            what = "a token's number" if smallest == 0 else f"a {'whole ' * (kind is int)}number"
-            raise ValueError(f"{shorten(path)}: {name} = {shown(value)} should be {what}.")
+        if not all(is_number(one, kind, 0, LARGEST) for one in values):
+            wanted = f"a {'whole ' * (kind is int)}number from 0 to {LARGEST}"
+            raise ValueError(f"{shorten(path)}: {name} = {shown(value)} should be {wanted}.")
     return content
 
 

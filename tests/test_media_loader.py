@@ -4,6 +4,7 @@ import base64
 import functools
 import http.server
 import io
+import logging
 import struct
 import threading
 import warnings
@@ -357,6 +358,31 @@ def test_pitfall_29_the_limit_is_ours_whatever_pillow_is_set_to(scene, monkeypat
             load_image(source)
     monkeypatch.setattr(media_loader, "MAX_IMAGE_PIXELS", 40 * 30)
     assert same(load_image(file_bytes(scene, "BMP")), scene)
+
+
+def test_pitfall_29_a_jpeg_of_too_many_scans_is_not_decoded(scene, monkeypatch):
+    content = file_bytes(scene, "JPEG", progressive=True)
+    last = content.rindex(b"\xff\xda")
+    many = content[:last] + content[last:-2] * 501 + content[-2:]
+    assert same(load_image(content + many), load_image(content))  # what is behind the end does not count
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded before the scans were counted"))
+    with pytest.raises(ValueError, match="JPEG of more than 500 scans") as error:
+        load_image(many)
+    sentence(error)
+    monkeypatch.setattr(media_loader, "MAX_JPEG_SCANS", (500, 3 * 40 * 30))  # scans of larger pictures take longer
+    with pytest.raises(ValueError, match="JPEG of more than 3 scans"):
+        load_image(content)
+
+
+def test_passwords_in_urls_are_not_shown():
+    with pytest.raises(ValueError, match=r"ftp://…@example.org/a.png") as error:
+        load_image("ftp://me:sec@ret@example.org/a.png")
+    assert "ret@" not in str(error.value)
+
+
+def test_pillows_log_stays_away_from_the_user(capfd):
+    logging.getLogger("PIL.TiffImagePlugin").error("More samples per pixel than can be decoded")
+    assert not capfd.readouterr().err
 
 
 def test_pillows_warnings_stay_away_from_the_user(scene, monkeypatch):

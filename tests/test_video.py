@@ -112,20 +112,10 @@ def decoded_frames(monkeypatch) -> list:
         def __getattr__(self, name):
             return getattr(self.stream, name)
 
-    class File:
-        def __init__(self, container):
-            self.container = container
-
-        def demux(self, stream):
-            return self.container.demux(stream.stream)
-
-        def __getattr__(self, name):
-            return getattr(self.container, name)
-
     @contextlib.contextmanager
     def opened(self):
-        with real(self) as (container, stream):
-            yield File(container), Stream(stream)
+        with real(self) as (container, stream, packets):
+            yield container, Stream(stream), packets
 
     monkeypatch.setattr(media_loader.Container, "opened", opened)
     return counted
@@ -809,6 +799,46 @@ def test_pitfall_29_the_size_in_the_header_is_checked_before_decoding(monkeypatc
     assert not decoded_frames
     monkeypatch.setattr(media_loader, "MAX_FRAME_PIXELS", WIDTH * HEIGHT)
     assert load_video(clip()).num_frames == 4
+
+
+@pytest.mark.parametrize("container", ["matroska", "avi"])
+def test_pitfall_29_the_search_for_the_next_frame_has_an_end(container, monkeypatch):
+    content = clip(container) + bytes(2**20)
+    assert load_video(content).num_frames == load_video(clip(container)).num_frames
+    monkeypatch.setattr(media_loader, "MAX_SEARCH_BYTES", 2**19)
+    with pytest.raises(ValueError, match="no frame in 524,288 bytes") as error:
+        load_video(content)
+    sentence(error)
+
+
+def test_pitfall_29_the_file_of_an_animation_has_a_largest_size(monkeypatch):
+    content = animation("GIF")
+    monkeypatch.setattr(media_loader, "MAX_ANIMATION_BYTES", len(content))
+    assert load_video(content).num_frames
+    with pytest.raises(ValueError, match=f"{len(content) + 1:,} bytes, more than the limit of {len(content):,}"):
+        load_video(content + b"x")
+
+
+def test_pitfall_29_a_file_that_fails_while_it_is_read_is_a_sentence():
+    class Failing(io.BytesIO):
+        def read(self, size=-1):
+            if self.tell() >= 1024:
+                raise OSError(5, "Input/output error")
+            return super().read(size)
+
+    for content in (clip("matroska"), animation("GIF")):
+        with pytest.raises(ValueError, match="Input/output error|Invalid data|cut off or damaged") as error:
+            media_loader.open_clip(lambda content=content: Failing(content), "The video")
+        sentence(error)
+
+
+def test_an_array_may_have_any_number_of_frames_if_few_are_taken():
+    frames = np.broadcast_to(np.zeros((1, 1, 1), np.uint8), (10**10, 8, 8, 3))
+    assert len(list(load_video(frames, nframes=4).frames())) == 4
+    with pytest.raises(ValueError, match="10000000000 frames, more than 768"):
+        load_video(frames)
+    with pytest.raises(ValueError, match="10000000000 frames, more than 768"):
+        load_video(torch.zeros(1).expand(10**10, 3, 8, 8))
 
 
 def test_pitfall_29_packets_have_a_cap(monkeypatch):

@@ -136,12 +136,12 @@ def ask_several(scene: Scene, wanted: int, rng: random.Random) -> list[tuple[str
     """Up to `wanted` turns (task, question, answer) about a scene: the costly part, seeing it, is paid once."""
     turns = []
     tasks, weights = zip(*TASK_WEIGHTS.items())
-    for _ in range(20):
+    for attempt in range(1000):
         task = rng.choices(tasks, weights)[0]
         turn = rng.choice(list(TEXT_ONLY.items())) if task == "text" else ask(scene, task, rng)
         if turn and turn[0] not in [question for _, question, _ in turns]:
             turns.append((task, *turn))
-        if len(turns) == wanted:
+        if len(turns) == wanted or (turns and attempt > 20):  # of an empty picture there is little to ask
             break
     return turns
 
