@@ -385,13 +385,15 @@ def draw_curves(table: Path, picture: Path) -> None:
         points = [(m, float(line[name])) for m, line in zip(minutes, lines) if line[name]]
         left.plot(*zip(*points), label=label) if points else None
     for task in TASK_WEIGHTS:
+        if task == "where":  # no box is right to the last of its digits
+            continue
         points = [(m, float(line[task])) for m, line in zip(minutes, lines) if line[task]]
         right.plot(*zip(*points), label=task) if points else None
     left.set(yscale="log", xlabel="minutes", title="Training loss")
     right.set(ylim=(0, 1), xlabel="minutes", title="Share of right answers, new scenes")
     for axis in (left, right):
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, loc="center left")
     figure.savefig(picture, dpi=110)
 
 
