@@ -15,7 +15,7 @@ Four things make so small a model learn to see in so little time on two cores:
     head, on the fifth layer at <|box_start|>, has to say the box that is about to be written: of the object asked for;
   * Muon for the hidden matrices (AdamW for the rest), with large batches, since its step costs the same for any batch;
   * several questions a picture, since seeing it is what costs;
-  * matrix products in bfloat16 where the CPU is fast in it (1.6 times faster steps where this was measured).
+  * matrix products in bfloat16 where the CPU is fast in it (steps 1.5 times as fast where this was measured).
 """
 
 from __future__ import annotations
