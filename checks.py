@@ -89,7 +89,7 @@ def call_options(asked: dict, text: bool = True) -> dict:
     for name, value in asked.items():
         if name in NESTED:
             if not isinstance(value, dict | None):
-                raise ValueError(f"{name}={value!r} should be a dict of options.")
+                raise ValueError(f"{name}={shown(value)} should be a dict of options.")
             inner = call_options(value or {}, text)
             apart |= {kind: inner.pop(kind) for kind in FOR_KIND.values() if kind in inner}
             if name in FOR_KIND.values():

@@ -266,13 +266,13 @@ class Qwen2VLImageProcessor:
         return self.patches_of(video.frames(), size, resample="torch")  # clips have no "pillow" way, officially
 
     def patches_of(self, frames: Iterable, size: tuple[int, int], resample: str | None = None):
-        """RGB pictures or frames → their patches at `size` (height, width) and grid; holds two frames at a time."""
+        """RGB pictures or frames → their patches at `size` (height, width) and grid. Frames are read pair by pair."""
         frames, patches = iter(frames), []
         while pair := list(islice(frames, self.temporal_patch_size)):
             pixels = torch.stack([self.pixels_of(frame, size, resample or self.resample) for frame in pair])
             rows, grid = patchify(pixels, self.patch_size, self.temporal_patch_size, self.merge_size)
-            patches.append(rows)  # (h·w, 1176)
-        return torch.cat(patches), (len(patches), *grid[1:])
+            patches.append(rows)  # (h·w, 1176), of pixels (2 or 1, 3, height, width)
+        return torch.cat(patches), (len(patches), *grid[1:])  # (t·h·w, 1176), (t, h, w)
 
     def pixels_of(self, frame, size: tuple[int, int], resample: str) -> Tensor:
         """One picture → normalised pixels (3, height, width). It is resized exactly once, here, on whole bytes."""
@@ -281,7 +281,7 @@ class Qwen2VLImageProcessor:
             pixels = np.array(frame.resize((size[1], size[0]), Image.Resampling.BICUBIC))  # (height, width, 3) bytes
             return (torch.from_numpy(pixels).movedim(2, 0).float() / 255 - mean) / std
         pixels = torch.from_numpy(np.array(frame)).movedim(2, 0)[None]  # (1, 3, height, width) bytes
-        pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True)[0].float()
+        pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True)[0].float()  # (3, height, width)
         # torchvision's processor folds the 1/255 into mean and std instead; the last bit depends on it
         return (pixels - mean * 255) / (std * 255)
 
@@ -438,7 +438,7 @@ class Qwen2VLProcessor:
         mask = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts]
         ids, mask = torch.tensor(padded).long(), torch.tensor(mask).long()  # (B, S)
         inputs = BatchFeature(input_ids=ids, attention_mask=mask, **inputs)
-        if options.get("return_mm_token_type_ids"):  # 0 is a word, 1 a picture, 2 a clip
+        if options.get("return_mm_token_type_ids"):  # (B, S): 0 is a word, 1 a picture, 2 a clip
             inputs["mm_token_type_ids"] = (ids == ids_of["<|image_pad|>"]) + 2 * (ids == ids_of["<|video_pad|>"])
         return inputs
 
@@ -896,7 +896,7 @@ class Qwen2VLModel(nn.Module):
 
     def get_image_features(self, pixel_values: Tensor, image_grid_thw: Tensor) -> tuple[Tensor, ...]:
         """What the decoder is given for each picture: visual tokens (M, C), row by row."""
-        seen = self.visual(pixel_values, image_grid_thw, self.attn_implementation)
+        seen = self.visual(pixel_values, image_grid_thw, self.attn_implementation)  # of all pictures: (M, C)
         return seen.split((image_grid_thw.prod(1) // self.config.vision_config.spatial_merge_size**2).tolist())
 
     get_video_features = get_image_features  # a clip is pictures one after the other, as far as the tower can tell
