@@ -145,21 +145,6 @@ def test_the_middle_of_each_object_has_its_colour():
                 assert tuple(pixels[int(thing.cy), int(thing.cx)]) == thing.rgb
 
 
-def test_cell_labels_mark_the_cell_of_each_centre():
-    assert world.NUM_CELL_CLASSES == 8 + 10 + 80 + 36 == len(set(world.CELL_CLASSES))
-    for scene in random_scenes(60):
-        rows, cols = round(scene.height / 28), round(scene.width / 28)
-        labels = world.cell_labels(scene, rows, cols)
-        assert labels.shape == (rows * cols, world.NUM_CELL_CLASSES) and labels.dtype == np.float32
-        wanted = set()
-        for thing in scene.things:
-            cell = int(thing.cy * rows / scene.height) * cols + int(thing.cx * cols / scene.width)
-            wanted |= {(cell, name) for name in (thing.shape, thing.colour, f"{thing.colour} {thing.shape}")}
-        for char, (x, y) in zip(scene.text.string, scene.text.centres, strict=True) if scene.text else ():
-            wanted.add((int(y * rows / scene.height) * cols + int(x * cols / scene.width), char))
-        assert {(int(cell), world.CELL_CLASSES[k]) for cell, k in np.argwhere(labels)} == wanted
-
-
 # --- the words: an independent reading of each question --------------------------------------------------------------
 
 BOX = r"<\|box_start\|>\((\d+),(\d+)\),\((\d+),(\d+)\)<\|box_end\|>"

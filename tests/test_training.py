@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import weights_loader
-from qwen2vl_mini import Special
-from tiny_world import evaluate, train
+from qwen2vl_mini import Qwen2VLForConditionalGeneration
+from tiny_world import batches, evaluate, train
 from tiny_world.scenes import TEST_SEED
 
 pytestmark = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="training needs torch 2.9 or newer")
@@ -18,43 +18,25 @@ def processor(tmp_path_factory):
     return train.start_folder(tmp_path_factory.mktemp("start"))
 
 
-def test_only_the_answers_are_learned(processor):
-    tokenizer = processor.tokenizer
-    turns = [
-        ("describe", "Describe this image.", "A red circle."),
-        ("where", "Where is the red circle?", "<|box_start|>(1,2),(3,4)<|box_end|>"),
-    ]
-    ids, labels = train.encode_chat(tokenizer, turns, cells=6)
-    assert ids.count(tokenizer.special_ids["<|image_pad|>"]) == 6
-    assert all(label in (-100, token) for token, label in zip(ids, labels))
-    learned = tokenizer.decode([label for label in labels if label != -100])
-    assert learned == "A red circle.<|im_end|><|box_start|>(1,2),(3,4)<|box_end|><|im_end|>"
-    # the same ids as the prompt that the model will be asked with
-    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Describe this image."}]}]
-    pieces = train.render_chat(messages, add_generation_prompt=True)
-    prompt = tokenizer.encode([p for piece in pieces for p in [piece] * (6 if piece == "<|image_pad|>" else 1)])
-    assert ids[: len(prompt)] == prompt and labels[: len(prompt)] == [-100] * len(prompt)
-    assert labels[len(prompt)] == tokenizer.encode("A red circle.")[0]
-    assert Special("<|im_end|>") in tokenizer.special_ids
-
-
-def test_a_batch_has_one_target_for_each_visual_token(processor):
-    batch = train.make_batch(3, processor.tokenizer, processor.image_processor)
-    image_id = processor.tokenizer.special_ids["<|image_pad|>"]
-    assert (batch["input_ids"] == image_id).sum() == len(batch["cell_names"]) == len(batch["pixel_values"]) // 4
-    assert batch["cell_places"].shape == (len(batch["cell_names"]), 10)
-    has_object = ~batch["cell_places"][:, 2].isnan()
-    assert torch.equal(has_object, batch["cell_names"][:, :8].any(1))
-    again = train.make_batch(3, processor.tokenizer, processor.image_processor)
-    assert torch.equal(batch["pixel_values"], again["pixel_values"])  # a seed is a batch
-    answers = (batch["labels"] == processor.tokenizer.special_ids["<|im_end|>"]).sum(1).tolist()
-    assert answers == [len(tasks) for tasks in batch["tasks"]]
-
-
 def test_exact_by_task_wants_every_token():
-    labels = torch.tensor([[-100, 1, 2, -100, 3]])
-    logits = torch.nn.functional.one_hot(torch.tensor([[1, 2, 0, 0, 0]]), 5).float()
-    assert train.exact_by_task(logits, labels, [["describe", "count"]]) == {"describe": [True], "count": [False]}
+    ids = torch.tensor([[7, 1, 2, 7, 3]])
+    answers = torch.tensor([[-1, 0, 0, -1, 1]])
+    logits = torch.nn.functional.one_hot(torch.tensor([[1, 2, 0, 0, 0]]), 8).float()
+    right = train.exact_by_task(logits, ids, answers, [["describe", "count"]])
+    assert right == {"describe": [True], "count": [False]}
+
+
+def test_an_answer_weighs_as_the_root_of_its_length():
+    ids = torch.tensor([[9, 1, 9, 2, 2, 2, 2]])
+    answers = torch.tensor([[-1, 0, -1, 1, 1, 1, 1]])
+    losses = []
+    for wrong in (1, 2):  # certain of everything but the answer whose tokens are `wrong`
+        logits = torch.full((1, 7, 10), -30.0)
+        logits[0, torch.arange(6), ids[0, 1:]] = 30.0
+        logits[0, :-1][ids[0, 1:] == wrong] = 0.0
+        losses.append(float(train.answer_loss(logits, ids, answers)))
+    assert losses[1] / losses[0] == pytest.approx(2)  # four tokens weigh twice as much as one
+    assert sum(losses) == pytest.approx(torch.tensor(10.0).log().item())
 
 
 def test_the_rate_warms_up_stays_and_falls():
@@ -64,25 +46,39 @@ def test_the_rate_warms_up_stays_and_falls():
     assert train.rate_factor(1000, 1.0) == 0.0
 
 
-def test_training_learns_is_resumed_and_saves_what_can_be_loaded(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train, "MAX_ROWS", 8)
-    monkeypatch.setattr(train, "MAX_SIDE", 84)
-    folder = tmp_path / "small"
+@pytest.fixture
+def small_steps(monkeypatch):
+    monkeypatch.setattr(batches, "TOKENS", 500)
+    monkeypatch.setattr(batches, "SHEET_CELLS", 100)
     monkeypatch.setattr(train, "WARMUP_STEPS", 2)
+
+
+def test_training_learns_is_resumed_and_saves_what_can_be_loaded(tmp_path, small_steps, monkeypatch, capsys):
+    folder = tmp_path / "small"
     train.train(folder, minutes=60, max_steps=3, log_every=1)
     first = capsys.readouterr().out
-    train.train(folder, minutes=60, max_steps=8, log_every=1)
+    train.train(folder, minutes=60, max_steps=9, log_every=3)
     second = capsys.readouterr().out
     assert "Going on at step" not in first and "Going on at step" in second
+    assert "3 steps of the tower and 9 of all" in second
     with (folder / "training.csv").open() as file:
         lines = list(csv.DictReader(file))
-    assert [int(line["step"]) for line in lines] == list(range(1, 9))  # both runs in one table
-    assert float(lines[-1]["loss"]) < float(lines[0]["loss"])
+    assert [int(line["step"]) for line in lines] == [1, 2, 3, 4, 5, 6, 9, 12]  # both runs and both stages in one table
+    assert all(line["names"] and not line["answers"] for line in lines[:3])  # the tower alone
+    assert float(lines[-1]["answers"]) < float(lines[3]["answers"])
+    assert all(lines[-1][name] for name in ("names", "places", "boxes", "moves", "known", "counts", "events"))
     assert (folder / "training.png").read_bytes().startswith(b"\x89PNG")
     model, processor = weights_loader.load(folder)
-    assert sum(p.numel() for p in model.parameters()) == 3_767_040
+    assert sum(p.numel() for p in model.parameters()) == 4_554_880
     results = evaluate.evaluate(model, processor, ["describe", "where"], 2, 64, 2, "train")
     assert results["describe"]["n"] == 2 and 0 <= results["where"]["mean_iou"] <= 1
+
+
+def test_the_heads_do_not_touch_the_saved_model(tmp_path, small_steps):
+    train.train(tmp_path / "small", minutes=60, max_steps=1, recipe=batches.COURSE)
+    names = weights_loader.load_model(tmp_path / "small").state_dict().keys()
+    config = train.tiny_config(train.start_folder(tmp_path / "start").tokenizer)
+    assert names == Qwen2VLForConditionalGeneration(config).state_dict().keys()
 
 
 def test_iou_and_the_interval():
@@ -129,11 +125,9 @@ def test_evaluate_refuses_bad_input_in_one_sentence(capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_training_can_start_from_a_checkpoint(processor, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "MAX_ROWS", 2)
-    monkeypatch.setattr(train, "MAX_SIDE", 60)
+def test_training_can_start_from_a_checkpoint(processor, tmp_path, small_steps, monkeypatch):
     torch.manual_seed(5)
-    model = train.Qwen2VLForConditionalGeneration(train.tiny_config(processor.tokenizer))
+    model = Qwen2VLForConditionalGeneration(train.tiny_config(processor.tokenizer))
     weights_loader.save(model, processor, tmp_path / "old")
     monkeypatch.setattr(train, "MUON_RATE", 0.0)  # so the one step changes nothing
     monkeypatch.setattr(train, "ADAMW_RATE", 0.0)

@@ -74,10 +74,6 @@ TEXT_ONLY = {
     "What can you do?": "I can describe, count, find and compare simple shapes, and read short texts.",
 }
 
-CELL_CLASSES = (*SHAPES, *COLOURS, *(f"{colour} {shape}" for colour, shape in ALL_PAIRS), *CHARACTERS)
-NUM_CELL_CLASSES = len(CELL_CLASSES)  # 8 + 10 + 80 + 36 = 134
-CELL_CLASS_INDEX = {name: i for i, name in enumerate(CELL_CLASSES)}
-
 RGB = tuple[int, int, int]
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels
 
@@ -369,7 +365,7 @@ def _capital_height(key: str) -> float:
     return (y2 - y1) / 200
 
 
-def _make_text(string: str, colour: str, rgb: RGB, height: float, key: str) -> Text:
+def make_text(string: str, colour: str, rgb: RGB, height: float, key: str) -> Text:
     """The text with its baseline starting at (0, 0)."""
     capital = _capital_height(key)
     size = max(
@@ -385,7 +381,7 @@ def _make_text(string: str, colour: str, rgb: RGB, height: float, key: str) -> T
     return Text(string, colour, rgb, 0, 0, size * capital, key, size, centres, tuple(map(float, box)))
 
 
-def _text_at(text: Text, x: int, y: int) -> Text:
+def text_at(text: Text, x: int, y: int) -> Text:
     """The text with the top left corner of its box at (x, y): whole pixels, as Pillow draws text."""
     dx, dy = x - text.box[0], y - text.box[1]
     x1, y1, x2, y2 = text.box
@@ -402,11 +398,11 @@ def _place_text(
     # Squared, because small text is the common case and the hard one.
     wanted = smallest + (MAX_TEXT_HEIGHT - smallest) * rng.random() ** 2
     while True:
-        text = _make_text(string, "black", COLOURS["black"], wanted, key)
+        text = make_text(string, "black", COLOURS["black"], wanted, key)
         w, h = text.box[2] - text.box[0], text.box[3] - text.box[1]
         if w <= width - 2 and h <= height - 2:
             x, y = rng.randint(1, int(width - 1 - w)), rng.randint(1, int(height - 1 - h))
-            return _text_at(text, x, y)
+            return text_at(text, x, y)
         if wanted > smallest:
             wanted = max(smallest, wanted * min(0.95, (width - 2) / w, (height - 2) / h))
         else:
@@ -515,11 +511,11 @@ def make_scene(
     background = _choose_background(rng, [t.rgb for t in things])
     things = [replace(t, outline=_choose_outline(rng, t.rgb, background)) for t in things]
     if text:
-        text = _colour_text(rng, text, background)
+        text = colour_text(rng, text, background)
     return Scene(width, height, background, tuple(sorted(things, key=lambda t: t.cx)), text)
 
 
-def _colour_text(rng: random.Random, text: Text, background: Background) -> Text:
+def colour_text(rng: random.Random, text: Text, background: Background) -> Text:
     """Any colour with enough contrast; the one with the most where none has."""
     tones = {name: _jitter(rng, rgb) for name, rgb in COLOURS.items()}
     clear = [name for name in tones if colour_distance(background, tones[name]) >= TEXT_CONTRAST]
@@ -962,24 +958,3 @@ def messages(sample: Sample, with_answer: bool = True) -> list[dict]:
         chat.append({"role": "user", "content": content})
         chat.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
     return chat if with_answer else chat[:-1]
-
-
-def cell_labels(scene: Scene, rows: int, cols: int) -> np.ndarray:
-    """What is centred in each cell, for training a vision tower: (rows · cols, NUM_CELL_CLASSES) float32, 0 or 1.
-
-    The picture is cut into rows x cols equal cells, row by row (one visual token each, after resizing); the classes
-    are those of CELL_CLASSES: shapes, colours, colour-shape pairs, characters.
-    """
-    labels = np.zeros((rows * cols, NUM_CELL_CLASSES), np.float32)
-
-    def mark(x: float, y: float, *names: str) -> None:
-        row, col = min(rows - 1, int(y / scene.height * rows)), min(cols - 1, int(x / scene.width * cols))
-        for name in names:
-            labels[row * cols + col, CELL_CLASS_INDEX[name]] = 1
-
-    for thing in scene.things:
-        mark(thing.cx, thing.cy, thing.shape, thing.colour, thing.name)
-    if scene.text:
-        for character, (x, y) in zip(scene.text.string, scene.text.centres, strict=True):
-            mark(x, y, character)
-    return labels

@@ -1,0 +1,257 @@
+"""What the tiny world's model is trained on: sheets, rounds, and what its training-only heads must know."""
+
+import random
+import re
+
+import pytest
+import torch
+
+from qwen2vl_mini import Qwen2VLProcessor, Special
+from tiny_world import batches, scenes, train
+from tiny_world.batches import CHARACTERS, NAMES, SLOTS
+
+
+@pytest.fixture(scope="module")
+def processor(tmp_path_factory) -> Qwen2VLProcessor:
+    return train.start_folder(tmp_path_factory.mktemp("start"))
+
+
+def scene_of(seed: int, things: int = 4, text: int = 0) -> scenes.Scene:
+    rng = random.Random(seed)
+    return scenes.make_scene(rng, rng.randint(100, 220), rng.randint(100, 220), things, text)
+
+
+# --- cells -----------------------------------------------------------------------------------------------------------
+
+
+def test_names_stand_in_the_cell_of_each_centre():
+    for seed in range(40):
+        scene = scene_of(seed)
+        rows, cols = round(scene.height / 28), round(scene.width / 28)
+        wanted = {
+            (int(t.cy * rows / scene.height) * cols + int(t.cx * cols / scene.width), NAMES[name])
+            for t in scene.things
+            for name in (t.shape, t.colour)
+        }
+        found = batches.name_targets(scene, (rows, cols))
+        assert found.shape == (rows * cols, 18)
+        assert {(int(cell), int(k)) for cell, k in found.nonzero()} == wanted
+
+
+def test_characters_stand_in_their_order_and_know_how_many_come_before():
+    for seed in range(40):
+        scene = scene_of(seed, 0, 6)
+        size = round(scene.height / 28), round(scene.width / 28)
+        slots, first = batches.character_targets(scene, [scene.text], size)
+        read = "".join(CHARACTERS[k - 1] for k in slots.flatten().tolist() if k)
+        assert slots.shape == (size[0] * size[1], SLOTS) and read == scene.text.string  # one line: cells in order
+        count = 0
+        for cell, start in enumerate(first.tolist()):
+            assert start == (count if slots[cell, 0] else -1)
+            count += int((slots[cell] > 0).sum())
+
+
+def test_a_cell_keeps_its_first_characters_only():
+    scene = scene_of(3, 0, 8)
+    slots, _ = batches.character_targets(scene, [scene.text], (1, 1))  # eight characters in one cell of five slots
+    assert "".join(CHARACTERS[k - 1] for k in slots[0].tolist()) == scene.text.string[:SLOTS]
+
+
+def test_places_are_those_of_the_object_in_cells_and_as_shares():
+    scene = scene_of(8, 3)
+    targets = batches.cell_targets(scene, None, None, (5, 6))
+    places, has_thing = targets["places"], ~targets["places"][:, 9].isnan()
+    assert torch.equal(places[:, 0] * 8, torch.arange(6).repeat(5).float())
+    assert torch.equal(has_thing, targets["names"].any(1)) and targets["moves"].isnan().all()
+    for cell in has_thing.nonzero().flatten().tolist():
+        x1, y1, x2, y2 = places[cell, 6:].tolist()
+        box = (x1 * scene.width, y1 * scene.height, x2 * scene.width, y2 * scene.height)
+        assert any(thing.box == pytest.approx(box) for thing in scene.things)
+        assert places[cell, 2:6].tolist() == pytest.approx([x1 * 6 / 8, y1 * 5 / 8, x2 * 6 / 8, y2 * 5 / 8])
+
+
+def clips(count: int, things: int = 3):
+    for seed in range(count):
+        rng = random.Random(seed)
+        clip = scenes.make_clip(rng, 160, 120, 6, things, "train")
+        if clip:
+            yield clip
+
+
+def test_moves_are_in_the_direction_that_the_clip_shows():
+    seen = set()
+    for frames, _, _ in clips(60):
+        event, thing = batches.what_changed(frames)
+        targets = batches.cell_targets(frames[4], frames[5], frames[3], (4, 6))
+        moved = targets["moves"].nan_to_num()
+        if event not in scenes.DIRECTIONS or [t.name for t in frames[0].things].count(thing.name) > 1:
+            continue
+        cell = batches.cell_of(thing.cx, thing.cy, frames[0], (4, 6))
+        dx, dy = scenes.DIRECTIONS[event]
+        x, y = moved[cell].tolist()
+        assert x * dx + y * dy > 0.02 and abs(x * dy) + abs(y * dx) < 1e-4
+        others = moved.clone()
+        others[cell] = 0
+        assert others.abs().max() < 1e-6
+        seen.add(event)
+    assert seen == set(scenes.DIRECTIONS)
+
+
+def test_what_changed_is_what_the_answer_says():
+    seen = set()
+    for frames, _, answer in clips(60):
+        event, thing = batches.what_changed(frames)
+        assert event in answer.lower()
+        if answer.count(" "):
+            assert thing.name in answer
+        seen.add(event)
+    assert seen == set(batches.EVENTS)
+
+
+# --- conversations ---------------------------------------------------------------------------------------------------
+
+
+def encoded(processor, turns, media=("image",), cells=(4,)):
+    ids, owner, known, ends = batches.encode_turns(processor, turns, list(media), list(cells))
+    return ids, owner, known, ends, [processor.tokenizer.decode([i]) for i in ids]
+
+
+def test_only_the_answers_are_learned(processor):
+    tokenizer = processor.tokenizer
+    turns = [
+        batches.Turn("describe", "Describe this image.", "A red circle."),
+        batches.Turn("where", "Where is the red circle?", "<|box_start|>(1,2),(3,4)<|box_end|>"),
+    ]
+    ids, owner, _, ends, _ = encoded(processor, turns, cells=(6,))
+    assert ids.count(tokenizer.special_ids["<|image_pad|>"]) == 6 and len(owner) == len(ids)
+    assert [ids[end] for end in ends] == [tokenizer.special_ids["<|vision_end|>"]]
+    said = [tokenizer.decode([i for i, o in zip(ids, owner) if o == k]) for k in (0, 1)]
+    assert said == ["A red circle.<|im_end|>", "<|box_start|>(1,2),(3,4)<|box_end|><|im_end|>"]
+    # the same ids as the prompt that the model will be asked with
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Describe this image."}]}]
+    pieces = batches.render_chat(messages, add_generation_prompt=True)
+    prompt = tokenizer.encode([p for piece in pieces for p in [piece] * (6 if piece == "<|image_pad|>" else 1)])
+    assert ids[: len(prompt)] == prompt and set(owner[: len(prompt)]) == {-1}
+    assert ids[len(prompt)] == tokenizer.encode("A red circle.")[0] and Special("<|im_end|>") in tokenizer.special_ids
+
+
+def test_a_box_in_a_question_is_text_unless_trusted(processor):
+    turn = batches.Turn("what", "What is in the box <|box_start|>(1,2),(3,4)<|box_end|>?", "A red circle.")
+    box_start = processor.tokenizer.special_ids["<|box_start|>"]
+    for trusted in (False, True):
+        ids, *_ = batches.encode_turns(processor, [turn], ["image"], [4], trusted)
+        assert (box_start in ids) == trusted
+
+
+@pytest.mark.parametrize("task", ["describe", "where", "colour", "shape", "what", "relation", "read"])
+def test_marks_point_to_the_thing_that_is_spoken_of(processor, task):
+    """Each mark's box belongs to the thing named by, or right after, the token that it stands at."""
+    checked = 0
+    for seed in range(30):
+        rng = random.Random(seed)
+        scene = scene_of(seed, 3, 4 if task in ("read", "describe") else 0)
+        turn = batches.picture_turn(scene, rng, {task: 1.0})
+        if turn is None or turn.task != task:
+            continue
+        ids, owner, known, _, words = encoded(processor, [turn])
+        for place, box in known:
+            before, after = "".join(words[: place + 1]), "".join(words[place + 1 :])
+            things = [t for t in scene.things if batches.share_box(t.box, scene) == pytest.approx(box, abs=1.1e-3)]
+            if box[0] == box[2]:  # a character: the next one to be written
+                i = [x / scene.width for x, _ in scene.text.centres].index(box[0])
+                assert after.startswith(scene.text.string[i:])
+            elif owner[place] < 0 and not before.endswith("assistant\n"):
+                assert re.search(r"\w+$", before).group() in (things[0].shape, "object")
+            elif before.endswith("<|box_start|>"):
+                assert scenes.answer_box(things[0].box, scene.width, scene.height) in turn.answer
+            elif task == "colour":
+                assert after.lower().startswith(things[0].colour)
+            elif task == "shape":
+                assert things[0].shape in after
+            else:
+                rest = (before.split("assistant\n")[-1] + after).lower()
+                assert any(t.name in rest for t in things)
+                word = re.match(r"(?:,| and)?(?: ?an?\b)?(?: ?(\w+))?(?: (\w+))?", after.lower().removeprefix("\n"))
+                assert things[0].shape in (word.group(1), word.group(2)), (before, after)
+            checked += 1
+    assert checked > 10
+
+
+def test_pair_turns_ask_about_both_pictures(processor):
+    rng = random.Random(1)
+    pair = scenes.make_pair(rng, 120, 120, "What is in both pictures?", 4, "train")
+    turns = batches.pair_turns(*pair, rng)
+    assert {turn.question for turn in turns} == set(scenes.COMPARE_QUESTIONS)
+    (both,) = [turn for turn in turns if turn.question.startswith("What")]
+    wanted = {batches.share_box(t.box, pair[0]) for t in scenes.common_things(*pair)}
+    assert {box for _, box in both.answer_marks} == wanted
+    ids, _, _, ends, words = encoded(processor, turns, ("image", "image"), (4, 6))
+    assert [words[end] for end in ends] == ["<|vision_end|>"] * 2 and ends[1] - ends[0] == 6 + 2
+
+
+# --- rounds and sheets -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["picture", "pair", "clip"])
+def test_a_round_has_one_target_for_each_visual_token(processor, kind):
+    batch = batches.make_round(kind, 3, processor)
+    ids, marks = batch["inputs"]["input_ids"], processor.tokenizer.special_ids
+    pad = marks["<|video_pad|>" if kind == "clip" else "<|image_pad|>"]
+    pixels = batch["inputs"]["pixel_values_videos" if kind == "clip" else "pixel_values"]
+    assert (ids == pad).sum() == len(pixels) // 4
+    for key, width in (("names", 18), ("slots", SLOTS), ("places", 10), ("moves", 2)):
+        assert batch[key].shape == ((ids == pad).sum(), width)
+    for key in ("counts", "events"):
+        rows, ends = batch[key][:, :2].T
+        assert (ids[rows, ends] == marks["<|vision_end|>"]).all()
+    media = len(ids) * (2 if kind == "pair" else 1)
+    assert (len(batch["counts"]), len(batch["events"])) == ((0, media) if kind == "clip" else (media, 0))
+    assert (batch["answers"].max(1).values + 1).tolist() == [len(tasks) for tasks in batch["tasks"]]
+    assert (batch["known"][:, 2:] >= 0).all() and (batch["known"][:, 2:] <= 1).all()
+    again = batches.make_round(kind, 3, processor)
+    assert torch.equal(pixels, again["inputs"][next(k for k in again["inputs"] if k.startswith("pixel"))])
+
+
+def test_rows_are_filled_to_nearly_the_same_length(processor):
+    shares = []
+    for seed in range(6):
+        ids = batches.make_round("picture", seed, processor)["inputs"]["input_ids"]
+        shares.append((ids != processor.tokenizer.pad_token_id).float().mean().item())
+    assert sum(shares) / len(shares) > 0.8
+
+
+def test_the_counts_are_those_of_the_scene():
+    scene = scene_of(12, 5)
+    counts = batches.count_targets(scene)
+    assert counts[-1] == len(scene.things) == sum(counts[:8]) == sum(counts[8:18])
+    assert all(counts[NAMES[name]] == sum(name in t.name.split() for t in scene.things) for name in NAMES)
+
+
+def test_what_is_held_out_is_not_trained_on():
+    for seed in range(300):
+        rng = random.Random(seed)
+        width, height = batches.pick_size(rng, 448)
+        assert max(width, height) <= 4 * min(width, height)
+        scene = batches.draw_scene(rng, width, height, 8)
+        assert not {(t.colour, t.shape) for t in scene.things} & scenes.HELD_OUT_PAIRS
+        assert scene.text is None or (
+            max(width, height) < batches.READ_BELOW and scene.text.font.split("/")[0] not in scenes.TEST_FAMILIES
+        )
+
+
+def test_sheets_are_full(processor):
+    batch = batches.make_sheets(5, processor.image_processor)
+    assert len(batch["pixel_values"]) == 4 * len(batch["slots"]) == 4 * len(batch["names"])
+    filled = [batches.make_sheets(s, processor.image_processor) for s in range(6)]
+    share = sum(float((b["slots"][:, 0] > 0).float().mean() + b["names"].any(1).float().mean()) for b in filled) / 6
+    assert share > 0.25
+    plain = batches.make_sheets(5, processor.image_processor, batches.COURSE)
+    assert not plain["slots"].any() and plain["names"].any()
+
+
+def test_the_course_recipe_is_small(processor):
+    for seed in range(4):
+        batch = batches.make_round("picture", seed, processor, recipe=batches.COURSE)
+        assert {task for row in batch["tasks"] for task in row} <= {*batches.COURSE.tasks, "text"}
+        assert not batch["slots"].any()
+        assert batch["inputs"]["image_grid_thw"].max() <= 8  # 112 pixels in patches of 14

@@ -1,0 +1,495 @@
+"""Batches for training: pictures and clips, conversations about them, and what the training-only heads must know.
+
+A *sheet* is a picture crowded with letters or shapes, for the vision tower alone: every visual token has something to
+say. A *round* is a set of conversations, each about one picture, two pictures or a clip, filled with questions up to
+nearly the same number of tokens, so that little of it is padding. A seed gives the same batch always.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from qwen2vl_mini import Qwen2VLImageProcessor, Qwen2VLProcessor, Special, render_chat
+from tiny_world import scenes
+from tiny_world.scenes import CHARACTERS, COLOURS, MAX_TEXT_LENGTH, SHAPES, Scene, Text, Thing
+
+SHEET_CELLS = 1300  # visual tokens of a batch of sheets
+SLOTS = 5  # characters that one cell can hold, from left to right
+NAMES = {name: i for i, name in enumerate((*SHAPES, *COLOURS))}
+
+Size = tuple[int, int]  # rows, columns of cells
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is trained on. `tasks` says how often each is asked about one picture, where it fits."""
+
+    rounds: tuple[str, ...] = ("picture", "picture", "clip", "picture", "picture", "pair")  # again and again
+    tasks: Mapping[str, float] = field(
+        default_factory=lambda: {
+            **{"describe": 3, "where": 3, "count": 3, "colour": 1.5, "shape": 1, "relation": 3, "what": 1, "read": 5}
+        }
+    )
+    things: tuple[int, ...] = (1, 2, 2, 3, 3, 4, 4, 5, 6)  # objects in a picture, drawn evenly
+    max_side: int = scenes.MAX_SIDE // 2  # pixels, but up to twice that in …
+    large_share: float = 0.25  # … this share of the rounds of pictures
+    text_share: float = 0.35  # of the pictures have a text to read
+    longer_every: int = 600  # rounds: texts of two characters at first, then of one more
+
+
+FULL = Recipe()
+COURSE = Recipe(  # what ten minutes are enough for
+    rounds=("picture",),
+    tasks={"describe": 3, "where": 3, "count": 2, "colour": 2, "shape": 1},
+    things=(1, 2, 2, 3),
+    max_side=112,
+    large_share=0.0,
+    text_share=0.0,
+)
+
+
+# ── What is in each cell of 28×28 pixels ────────────────────────────────────────────────────────────────────────────
+
+
+def cell_of(x: float, y: float, picture: Scene, size: Size) -> int:
+    """Index of the cell in which the point (x, y) in pixels lies."""
+    rows, cols = size
+    row, col = int(y / picture.height * rows), int(x / picture.width * cols)
+    return min(rows - 1, max(0, row)) * cols + min(cols - 1, max(0, col))
+
+
+def name_targets(picture: Scene, size: Size) -> Tensor:
+    """(cells, 18), 0 or 1: whether a shape, or a thing of a colour, is centred in the cell.
+
+    Pairs have no class of their own: a tower that names pairs would learn that the held-out ones never occur.
+    """
+    names = torch.zeros(size[0] * size[1], len(NAMES))
+    for thing in picture.things:
+        names[cell_of(thing.cx, thing.cy, picture, size), [NAMES[thing.shape], NAMES[thing.colour]]] = 1
+    return names
+
+
+def character_targets(picture: Scene, texts: list[Text], size: Size) -> tuple[Tensor, Tensor]:
+    """(cells, SLOTS), the characters centred in each cell from left to right, 0 for none, else 1 and up; and
+    (cells), how many characters of its text come before a cell's first one, -1 without any."""
+    slots = torch.zeros(size[0] * size[1], SLOTS, dtype=torch.long)
+    first = torch.full((len(slots),), -1)
+    used = [0] * len(slots)
+    for text in texts:
+        for i, (character, (x, y)) in enumerate(zip(text.string, text.centres, strict=True)):
+            cell = cell_of(x, y, picture, size)
+            if used[cell] == 0:
+                first[cell] = min(i, MAX_TEXT_LENGTH - 1)
+            if used[cell] < SLOTS:
+                slots[cell, used[cell]] = CHARACTERS.index(character) + 1
+                used[cell] += 1
+    return slots, first
+
+
+# ── Sheets, for the tower alone ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def draw_sheet(
+    rng: random.Random, width: int, height: int, letters: bool = True
+) -> tuple[Scene, list[Text], Image.Image]:
+    """A picture full of lines of letters and digits, or of many shapes, or (a tenth) an ordinary scene."""
+    kind = rng.random() if letters else 0.2
+    if kind < 0.1:
+        scene = scenes.make_scene(rng, width, height, rng.randint(0, 5), rng.randint(1, MAX_TEXT_LENGTH))
+        return scene, [scene.text], scenes.render(scene)
+    if kind < 0.3:
+        scene = scenes.make_scene(rng, width, height, min(40, 2 + width * height // rng.randint(2000, 5000)))
+        return scene, [], scenes.render(scene)
+    scene = scenes.make_scene(rng, width, height, 0)
+    image, texts = scenes.render(scene), []
+    draw = ImageDraw.Draw(image)
+    y = rng.randint(1, 20)
+    while True:
+        key = rng.choice(rng.choice(scenes.font_families("train")))
+        tall = scenes.MIN_TEXT_HEIGHT + min(height - 20, 52) * rng.random() ** 2.5
+        string = "".join(rng.choices(CHARACTERS, k=2 + int(width / tall)))
+        text = scenes.make_text(string, "black", COLOURS["black"], tall, key)
+        left, top, right, bottom = text.box
+        if y + bottom - top > height - 1:
+            break
+        x = rng.randint(1, 30)
+        fitting = sum(1 for cx, _ in text.centres if cx - left + x + tall / 2 < width)
+        text = scenes.text_at(scenes.make_text(string[: max(1, fitting)], "black", COLOURS["black"], tall, key), x, y)
+        text = scenes.colour_text(rng, text, scene.background)
+        draw.text((text.x, text.y), text.string, fill=text.rgb, font=scenes.load_font(key, text.size), anchor="ls")
+        texts.append(text)
+        y += int(bottom - top) + rng.randint(2, 14)
+    return scene, texts, image
+
+
+def make_sheets(seed: int, images: Qwen2VLImageProcessor, recipe: Recipe = FULL) -> dict:
+    """Sheets of one size: patches (N, 1176), grid (·, 3), targets of the cells."""
+    rng = random.Random(f"sheets/{seed}")
+    width, height = (rng.randint(84, 252) for _ in range(2))
+    new_height, new_width = images.target_size(height, width)
+    size = new_height // 28, new_width // 28
+    parts = []
+    for _ in range(max(1, SHEET_CELLS // (size[0] * size[1]))):
+        scene, texts, image = draw_sheet(rng, width, height, letters=recipe.text_share > 0)
+        patches, grid = images.patches_of([image], (new_height, new_width))
+        parts.append((patches, torch.tensor([grid]), name_targets(scene, size), *character_targets(scene, texts, size)))
+    patches, grids, names, slots, _ = (torch.cat(part) for part in zip(*parts))
+    return {"pixel_values": patches, "image_grid_thw": grids, "names": names, "slots": slots}
+
+
+# ── Conversations: what is asked, and where its objects are ─────────────────────────────────────────────────────────
+
+TEXT_ONLY_SHARE = 0.02  # of the turns about one picture are about the model itself
+TURN_TOKENS = 110  # of text in one conversation, after the system message
+TOKENS = 3000  # of one round, the padding included
+MAX_ROWS = 32
+EVENTS = (*scenes.DIRECTIONS, "appears", "disappears", "turns")
+READ_BELOW = 350  # pixels: texts in larger pictures are kept for the test
+
+MENTION = rf"the (?:({'|'.join(COLOURS)}) )?({'|'.join(SHAPES)}|object)\b"
+
+Box = tuple[float, float, float, float]  # x1, y1, x2, y2 as shares of the picture's width and height
+
+
+@dataclass
+class Turn:
+    """A question and its answer. Marks are (number of characters read, the box that must be known then)."""
+
+    task: str
+    question: str
+    answer: str
+    question_marks: list[tuple[int, Box]] = field(default_factory=list)
+    answer_marks: list[tuple[int, Box]] = field(default_factory=list)
+
+
+def share_box(box: tuple, picture: Scene) -> Box:
+    width, height = picture.width, picture.height
+    return box[0] / width, box[1] / height, box[2] / width, box[3] / height
+
+
+def mark_turn(task: str, question: str, answer: str, picture: Scene, listed: list[Thing]) -> Turn:
+    """A turn with its marks: each thing that the question names if there is only one, each thing before it is named.
+
+    `listed` are the things of the answer in its order, in the scene `picture`.
+    """
+    turn = Turn(task, question, answer)
+    for match in re.finditer(MENTION, question):
+        colour, shape = match.groups()
+        fitting = [t for t in picture.things if colour in (None, t.colour) and shape in ("object", t.shape)]
+        if len(fitting) == 1:
+            turn.question_marks.append((match.end(), share_box(fitting[0].box, picture)))
+    if task == "where":
+        box = re.search(r"<\|box_start\|>", answer).end()
+        turn.answer_marks.append((box, tuple(int(x) / 1000 for x in re.findall(r"\d+", answer))))
+    elif task == "colour":
+        turn.answer_marks.append((0, turn.question_marks[0][1]))
+    else:
+        for match, thing in zip(re.finditer(r"\b[Aa]n? (\w+)", answer), listed):
+            box = share_box(thing.box, picture)
+            # at the sign before the article, at the article, and at the colour, from which the shape follows
+            places = max(0, match.start() - 1), match.start(1) - 1, match.end(1)
+            turn.answer_marks += [(place, box) for place in (places if task != "shape" else places[:2])]
+    if task in ("read", "describe") and picture.text:
+        begin = answer.index(picture.text.string) if task == "read" else answer.index('"') + 1
+        for i, (x, y) in enumerate(picture.text.centres):
+            turn.answer_marks.append((begin + i, share_box((x, y, x, y), picture)))
+    return turn
+
+
+def picture_turn(scene: Scene, rng: random.Random, weights: Mapping[str, float]) -> Turn | None:
+    """A question about one picture, None where the task drawn does not fit it."""
+    task = rng.choices(tuple(weights), tuple(weights.values()))[0]
+    if rng.random() < TEXT_ONLY_SHARE:
+        return Turn("text", *rng.choice(sorted(scenes.TEXT_ONLY.items())))
+    turn = scenes.ask(scene, task, rng)
+    if turn is None:
+        return None
+    listed = list(scene.things)
+    if task == "what":
+        listed = [t for t in scene.things if scenes.answer_box(t.box, scene.width, scene.height) in turn[0]]
+    if task == "shape":
+        colour = turn[0].split()[-2]
+        listed = [t for t in scene.things if t.colour == colour]
+    return mark_turn(task, *turn, scene, listed)
+
+
+def pair_turns(first: Scene, second: Scene, rng: random.Random) -> list[Turn]:
+    """The questions about two pictures, in any order."""
+    turns = [scenes.ask_compare(first, second, question) for question in scenes.COMPARE_QUESTIONS]
+    common = scenes.common_things(first, second)
+    turns = [mark_turn("compare", *turn, first, common if turn[0].startswith("What") else []) for turn in turns if turn]
+    return rng.sample(turns, len(turns))
+
+
+def what_changed(clip: list[Scene]) -> tuple[str, Thing]:
+    """The event of a clip (one of EVENTS) and its thing, as it is last seen (where it turns: as it was first)."""
+    before = [t for t in clip[0].things if t not in clip[-1].things]
+    after = [t for t in clip[-1].things if t not in clip[0].things]
+    if not before or not after:
+        return ("appears", after[0]) if after else ("disappears", before[0])
+    old, new = before[0], after[0]
+    if old.colour != new.colour:
+        return "turns", old
+    dx, dy = new.cx - old.cx, new.cy - old.cy
+    return ("left" if dx < 0 else "right") if abs(dx) > abs(dy) else ("up" if dy < 0 else "down"), new
+
+
+def clip_turns(clip: list[Scene], question: str, answer: str, rng: random.Random) -> list[Turn]:
+    """Of a moving thing both questions, in any order, if it is the only one of its shape."""
+    event, thing = what_changed(clip)
+    turns = [(question, answer)]
+    if event in scenes.DIRECTIONS:
+        name, shape = scenes.capitalise(scenes.with_article(thing.name)), thing.shape
+        turns = [("What happens?", f"{name} moves {event}.")]
+        if [t.shape for t in clip[0].things].count(shape) == 1:
+            turns += [(f"Which way does the {shape} move?", scenes.capitalise(event) + ".")]
+    last = replace(clip[-1], things=tuple(t for t in clip[-1].things if t.name != thing.name) + (thing,))
+    turns = [mark_turn("motion", *turn, last, [thing]) for turn in turns]
+    return rng.sample(turns, len(turns))
+
+
+# ── Tokens ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def encode_turns(
+    processor: Qwen2VLProcessor, turns: list[Turn], media: list[str], cells: list[int], trusted: bool = False
+) -> tuple[list[int], list[int], list[tuple[int, Box]], list[int]]:
+    """One conversation → ids; the number of its answer for each id to be learned, else -1; boxes to be known at which
+    place; and where the pictures (or the clip) of `cells` visual tokens end.
+
+    Only answers, with their <|im_end|>, are learned. A box in a question is plain text to our processor and control
+    tokens to the official one, or if `trusted`.
+    """
+    tokenizer, conversation, marked = processor.tokenizer, [], []
+    for i, turn in enumerate(turns):
+        items = [{"type": kind} for kind in media] if i == 0 else []
+        conversation.append({"role": "user", "content": [*items, {"type": "text", "text": turn.question}]})
+        conversation.append({"role": "assistant", "content": turn.answer})
+        marked += [(turn.question, turn.question_marks), (turn.answer, turn.answer_marks)]
+    ids, owner, known, ends, answer, sizes = [], [], [], [], -1, iter(cells)
+    pieces: list[tuple[str, list]] = []  # neighbouring texts joined, each with its marks
+    for piece in render_chat(conversation):
+        marks = []
+        if marked and not isinstance(piece, Special) and piece == marked[0][0]:
+            marks = marked.pop(0)[1]
+        if pieces and not isinstance(piece, Special) and not isinstance(pieces[-1][0], Special):
+            text, old = pieces.pop()
+            pieces.append((text + piece, old + [(len(text) + place, box) for place, box in marks]))
+        else:
+            pieces.append((piece, marks))
+    speaking = False
+    for piece, marks in pieces:
+        text = not isinstance(piece, Special)
+        if text and piece.startswith("assistant\n"):  # template and answer are two texts: the template ends in \n
+            ids += tokenizer.encode("assistant\n")
+            answer, speaking = answer + 1, True
+            owner += [-1] * (len(ids) - len(owner))
+            piece, marks = piece[10:], [(place - 10, box) for place, box in marks]
+        at, done = len(ids), 0  # `done` characters of this piece are encoded
+        parts = tokenizer.split(piece) if text and (speaking or trusted) else [piece]
+        for part in parts:
+            if isinstance(part, Special):
+                spans, new = [(0, len(part))], [tokenizer.special_ids[part]]
+            else:
+                encoding = tokenizer.bpe.encode(part, add_special_tokens=False)
+                spans, new = encoding.offsets, encoding.ids
+            for place, box in marks:
+                if place == 0 and done == 0:
+                    known.append((at - 1, box))
+                known += [(len(ids) + i, box) for i, (a, b) in enumerate(spans) if a < place - done <= b]
+            if part in ("<|image_pad|>", "<|video_pad|>") and isinstance(part, Special):
+                new = new * next(sizes)
+            if part == "<|vision_end|>" and isinstance(part, Special):
+                ends.append(len(ids))
+            ids += new
+            done += len(part)
+        owner += [answer if speaking else -1] * (len(ids) - len(owner))
+        speaking = speaking and piece != "<|im_end|>"
+    return ids, owner, known, ends
+
+
+# ── Rounds: a set of conversations of one kind, with all that is to be known ────────────────────────────────────────
+
+
+def pick_size(rng: random.Random, largest: int) -> tuple[int, int]:
+    """Width and height in pixels: small ones more often, never longer than 4:1."""
+    while True:
+        width, height = (int(scenes.MIN_SIDE * (largest / scenes.MIN_SIDE) ** rng.random()) for _ in range(2))
+        if max(width, height) <= scenes.MAX_ASPECT * min(width, height):
+            return width, height
+
+
+def draw_scene(rng: random.Random, width: int, height: int, longest: int, recipe: Recipe = FULL) -> Scene:
+    """A picture to ask about, with a text of at most `longest` characters in some."""
+    things = rng.choice(recipe.things)
+    if rng.random() >= recipe.text_share or max(width, height) >= READ_BELOW:
+        return scenes.make_scene(rng, width, height, things, repeat=rng.choice((0.3, 0.8)))
+    return scenes.make_scene(rng, width, height, rng.choice((0, 0, things)), rng.randint(1, longest))
+
+
+def turns_of_picture(
+    scene: Scene, processor: Qwen2VLProcessor, rng: random.Random, recipe: Recipe = FULL
+) -> list[Turn]:
+    """Different questions about one picture until TURN_TOKENS are full: the costly part, seeing it, is paid once."""
+    turns, room = [], TURN_TOKENS
+    for _ in range(25):
+        turn = picture_turn(scene, rng, recipe.tasks)
+        if turn is None or turn.question in [t.question for t in turns]:
+            continue
+        needed = len(processor.tokenizer.encode(processor.tokenizer.split(turn.question + turn.answer))) + 9
+        if needed <= room or not turns:
+            turns.append(turn)
+            room -= needed
+        if room < 14:
+            break
+    return turns or [Turn("text", *sorted(scenes.TEXT_ONLY.items())[0])]
+
+
+def cell_targets(picture: Scene, later: Scene | None, earlier: Scene | None, size: Size) -> dict[str, Tensor]:
+    """What each cell of a picture must know, or of a pair of frames (`picture`, `later`) after the frame `earlier`.
+
+    places (cells, 10): its column and row, the box of its object in cells, all over 8, and as shares of the picture;
+    NaN without an object. moves (cells, 2): how far its object has come, in cells over 4, since `earlier`.
+    """
+    rows, cols = size
+    places = torch.full((rows * cols, 10), torch.nan)
+    moves = torch.full((rows * cols, 2), torch.nan)
+    places[:, 0] = torch.arange(cols).repeat(rows) / 8
+    places[:, 1] = torch.arange(rows).repeat_interleave(cols) / 8
+    names = name_targets(picture, size)
+    last = later or picture
+    for thing in last.things:
+        cell, box = cell_of(thing.cx, thing.cy, picture, size), torch.tensor(share_box(thing.box, picture))
+        places[cell, 2:6] = box * torch.tensor([cols, rows, cols, rows]) / 8
+        places[cell, 6:] = box
+        before = [t for t in (earlier.things if earlier else ()) if t.name == thing.name]
+        if len(before) == 1 and [t.name for t in last.things].count(thing.name) == 1:
+            way = torch.tensor([thing.cx - before[0].cx, thing.cy - before[0].cy])
+            moves[cell] = way / torch.tensor([picture.width / cols, picture.height / rows]) / 4
+    texts = [picture.text] if picture.text else []
+    slots, first = character_targets(picture, texts, size)
+    return {
+        "names": torch.maximum(names, name_targets(last, size)),
+        "slots": slots,
+        "first": first,
+        "places": places,
+        "moves": moves,
+    }
+
+
+def count_targets(picture: Scene) -> list[int]:
+    """How many of each shape, of each colour, and in all."""
+    names = [name for thing in picture.things for name in (thing.shape, thing.colour)]
+    return [min(6, names.count(name)) for name in NAMES] + [min(6, len(picture.things))]
+
+
+def make_round(
+    kind: str, seed: int, processor: Qwen2VLProcessor, longest: int = MAX_TEXT_LENGTH, recipe: Recipe = FULL
+) -> dict:
+    """Conversations about pictures, pairs of them, or clips, as tensors."""
+    rng = random.Random(f"{kind}/{seed}")
+    images = processor.image_processor
+    is_large = rng.random() < recipe.large_share * (1 if kind == "picture" else 0.3)
+    width, height = pick_size(rng, recipe.max_side * (2 if is_large else 1))
+    frames = rng.randint(4, 8) if kind == "clip" else 1
+    # the frames of a clip are resampled as clips are, which is not quite as pictures are
+    resample, target = None, images.target_size(height, width)
+    if kind == "clip":
+        resample, target = "torch", images.frame_size(frames, height, width)
+    size = target[0] // 28, target[1] // 28
+    media = {"picture": ["image"], "pair": ["image", "image"], "clip": ["video"]}[kind]
+    cells = [size[0] * size[1] * -(-frames // 2)] * len(media)
+    rows, parts, patches, grids = [], [], [], []
+    counts, events, tasks, known = [], [], [], []
+    most = max(1, min(MAX_ROWS, TOKENS // (sum(cells) + TURN_TOKENS + 20)))
+    while len(rows) < most:
+        if kind == "picture":
+            shown = [draw_scene(rng, width, height, longest, recipe)]
+            turns = turns_of_picture(shown[0], processor, rng, recipe)
+        elif kind == "pair":
+            made_for, things = rng.choice(scenes.COMPARE_QUESTIONS), rng.randint(1, scenes.MAX_THINGS)
+            pair = scenes.make_pair(rng, width, height, made_for, things, "train")
+            if not pair or not pair[1].things:
+                continue
+            shown, turns = list(pair), pair_turns(*pair, rng)
+        else:
+            clip = scenes.make_clip(rng, width, height, frames, rng.randint(1, 4), "train")
+            if not clip:
+                width, height = pick_size(rng, recipe.max_side)  # nothing moves in so small a picture
+                target = images.frame_size(frames, height, width)
+                size = target[0] // 28, target[1] // 28
+                cells = [size[0] * size[1] * -(-frames // 2)]
+                continue
+            shown, turns = clip[0], clip_turns(*clip, rng)
+        ids, owner, boxes, ends = encode_turns(processor, turns, media, cells, trusted=rng.random() < 0.5)
+        row = len(rows)
+        rows.append((ids, owner))
+        tasks.append([turn.task for turn in turns])
+        known += [[row, place, *box] for place, box in boxes]
+        drawn = {id(scene): scene for scene in shown}  # frames that do not change are drawn once
+        drawn = {key: scenes.render(scene) for key, scene in drawn.items()}
+        if kind == "clip":
+            pixels, grid = images.patches_of([drawn[id(scene)] for scene in shown], target, resample)
+            patches.append(pixels)
+            grids.append(grid)
+            twos = [shown[i : i + 2] for i in range(0, frames, 2)]
+            for i, two in enumerate(twos):
+                parts.append(cell_targets(two[0], two[-1], twos[i - 1][-1] if i else None, size))
+            event, thing = what_changed(shown)
+            now = [t for t in shown[-1].things if t not in shown[0].things] or [thing]
+            colours = list(COLOURS)
+            events.append(
+                [row, ends[0], EVENTS.index(event), SHAPES.index(thing.shape)]
+                + [colours.index(thing.colour), colours.index(now[0].colour)]
+            )
+        else:
+            for scene, end in zip(shown, ends, strict=True):
+                pixels, grid = images.patches_of([drawn[id(scene)]], target, resample)
+                patches.append(pixels)
+                grids.append(grid)
+                parts.append(cell_targets(scene, None, None, size))
+                counts.append([row, end, *count_targets(scene)])
+    longest_row = max(len(ids) for ids, _ in rows)
+    pad = processor.tokenizer.pad_token_id
+    suffix = "_videos" if kind == "clip" else ""
+    targets = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+    return {
+        "inputs": {
+            # padding on the right needs no mask: it lies in the future of every real token
+            "input_ids": torch.tensor([ids + [pad] * (longest_row - len(ids)) for ids, _ in rows]),  # (B, S)
+            f"pixel_values{suffix}": torch.cat(patches),  # (N, 1176)
+            "video_grid_thw" if suffix else "image_grid_thw": torch.tensor(grids),  # (B, 3)
+        },
+        "answers": torch.tensor([owner + [-1] * (longest_row - len(owner)) for _, owner in rows]),  # (B, S)
+        "known": torch.tensor(known).reshape(-1, 6),  # row, place, box in shares
+        "counts": torch.tensor(counts, dtype=torch.long).reshape(-1, 2 + len(NAMES) + 1),
+        "events": torch.tensor(events, dtype=torch.long).reshape(-1, 6),
+        **targets,
+        "tasks": tasks,
+    }
+
+
+class Rounds(torch.utils.data.IterableDataset):
+    """Endless sheets, or rounds of conversations, each from its own seed; made in a background process."""
+
+    def __init__(self, folder: Path, first: int, sheets: bool, recipe: Recipe = FULL):
+        self.folder, self.first, self.sheets, self.recipe = folder, first, sheets, recipe
+
+    def __iter__(self):
+        torch.set_num_threads(1)
+        processor, recipe = Qwen2VLProcessor.from_pretrained(self.folder), self.recipe
+        for seed in itertools.count(self.first):
+            if self.sheets:
+                yield make_sheets(seed, processor.image_processor, recipe)
+            else:
+                longest = min(MAX_TEXT_LENGTH, 2 + seed // recipe.longer_every)
+                yield make_round(recipe.rounds[seed % len(recipe.rounds)], seed, processor, longest, recipe)
