@@ -57,7 +57,7 @@ COURSE = Recipe(  # what ten minutes are enough for
 )
 
 
-# ── What is in each cell of 28×28 pixels ────────────────────────────────────────────────────────────────────────────
+# ── What is in each cell of 28×28 pixels (of the resized picture) ───────────────────────────────────────────────────
 
 
 def cell_of(x: float, y: float, picture: Scene, size: Size) -> int:
@@ -65,6 +65,12 @@ def cell_of(x: float, y: float, picture: Scene, size: Size) -> int:
     rows, cols = size
     row, col = int(y / picture.height * rows), int(x / picture.width * cols)
     return min(rows - 1, max(0, row)) * cols + min(cols - 1, max(0, col))
+
+
+def grid_of(images: Qwen2VLImageProcessor, height: int, width: int) -> Size:
+    """Rows and columns of visual tokens of a picture resized to (height, width)."""
+    side = images.patch_size * images.merge_size
+    return height // side, width // side
 
 
 def name_targets(picture: Scene, size: Size) -> Tensor:
@@ -136,7 +142,7 @@ def make_sheets(seed: int, images: Qwen2VLImageProcessor, recipe: Recipe = FULL)
     rng = random.Random(f"sheets/{seed}")
     width, height = (rng.randint(84, 252) for _ in range(2))
     new_height, new_width = images.target_size(height, width)
-    size = new_height // 28, new_width // 28
+    size = grid_of(images, new_height, new_width)
     parts = []
     for _ in range(max(1, SHEET_CELLS // (size[0] * size[1]))):
         scene, texts, image = draw_sheet(rng, width, height, letters=recipe.text_share > 0)
@@ -405,7 +411,7 @@ def make_round(
     resample, target = None, images.target_size(height, width)
     if kind == "clip":
         resample, target = "torch", images.frame_size(frames, height, width)
-    size = target[0] // 28, target[1] // 28
+    size = grid_of(images, *target)
     media = {"picture": ["image"], "pair": ["image", "image"], "clip": ["video"]}[kind]
     cells = [size[0] * size[1] * -(-frames // 2)] * len(media)
     rows, parts, patches, grids = [], [], [], []
@@ -426,7 +432,7 @@ def make_round(
             if not clip:
                 width, height = pick_size(rng, recipe.max_side)  # nothing moves in so small a picture
                 target = images.frame_size(frames, height, width)
-                size = target[0] // 28, target[1] // 28
+                size = grid_of(images, *target)
                 cells = [size[0] * size[1] * -(-frames // 2)]
                 continue
             shown, turns = clip[0], clip_turns(*clip, rng)

@@ -237,6 +237,58 @@ class Table:
         self.counts.clear()
 
 
+class Trainer:
+    """A model with its heads and optimizers: losses of a batch, and steps down their gradient."""
+
+    def __init__(self, model: Qwen2VLForConditionalGeneration, record=lambda name, value, count=1: None):
+        self.model, self.record = model, record  # record is told each loss and each share of right answers
+        self.tower_heads, self.heads = TowerHeads(model.config.text_config.hidden_size), DecoderHeads(model)
+        self.muon, self.adamw = make_optimizers(model, nn.ModuleList([self.tower_heads, self.heads]))
+        self.in_half = weights_loader.cpu_is_fast_in_bfloat16()
+        model.visual.merger.register_forward_hook(lambda *call: setattr(self, "seen", call[-1]))  # (M, C)
+
+    def parts(self) -> dict:
+        """All that has a state."""
+        return {name: getattr(self, name) for name in ("model", "tower_heads", "heads", "muon", "adamw")}
+
+    def tower_losses(self, batch: dict) -> dict[str, Tensor]:
+        names, slots = batch["names"], batch["slots"]
+        for name, share in zip(("characters right", "things right"), self.tower_heads.right(self.seen, names, slots)):
+            self.record(name, share)
+        return self.tower_heads(self.seen, names, slots)
+
+    def sheets_loss(self, batch: dict) -> Tensor:
+        """Of the tower alone, on `batches.make_sheets`."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.in_half), attention_in_float32():
+            self.model.visual(batch["pixel_values"], batch["image_grid_thw"])
+        return self.total(self.tower_losses(batch))
+
+    def round_loss(self, batch: dict, **inputs) -> Tensor:
+        """Of all, on `batches.make_round`; `inputs` for the model's forward(), beside the batch's."""
+        ids, answers, config = batch["inputs"]["input_ids"], batch["answers"], self.model.config
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.in_half), attention_in_float32():
+            logits = self.model(**batch["inputs"], **inputs).logits.float()
+        is_visual = (ids == config.image_token_id) | (ids == config.video_token_id)
+        for task, right in exact_by_task(logits.detach(), ids, answers, batch["tasks"]).items():
+            self.record(task, sum(right) / len(right), len(right))
+        losses = {"answers": answer_loss(logits, ids, answers), **self.heads(is_visual, batch)}
+        return self.total(losses | self.tower_losses(batch))
+
+    def total(self, losses: dict[str, Tensor]) -> Tensor:
+        for name, loss in losses.items():
+            self.record(name, loss.item())
+        return sum(losses.values())
+
+    def step(self, factor: float) -> None:
+        """One step of both optimizers with their rates times `factor`."""
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer, rate in ((self.muon, MUON_RATE), (self.adamw, ADAMW_RATE)):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * factor
+            optimizer.step()
+            optimizer.zero_grad()
+
+
 def train(
     folder: Path,
     minutes: float,
@@ -255,89 +307,48 @@ def train(
     work.mkdir(parents=True, exist_ok=True)
     processor = start_folder(work / "checkpoint")
     torch.manual_seed(0)
-    in_half = weights_loader.cpu_is_fast_in_bfloat16()
     model = Qwen2VLForConditionalGeneration(tiny_config(processor.tokenizer))
     model.generation_config = json.loads((work / "checkpoint" / "generation_config.json").read_text())
     initialise(model)
     if start_from:
         model.load_state_dict(weights_loader.load_model(start_from, dtype="float32", device="cpu").state_dict())
-    tower_heads, heads, seen = TowerHeads(model.config.text_config.hidden_size), DecoderHeads(model), []
-    model.visual.merger.register_forward_hook(lambda *call: seen.append(call[-1]))  # (M, C)
-    optimizers = make_optimizers(model, nn.ModuleList([tower_heads, heads]))
-    parts = {"model": model, "tower_heads": tower_heads, "heads": heads, "muon": optimizers[0], "adamw": optimizers[1]}
-    state = {"tower_steps": 0, "steps": 0, "samples": 0, "spent": 0.0}  # spent: seconds of training in all runs
     state_file, table = work / "state.pt", Table(work / "training.csv")
+    trainer = Trainer(model, table.add)
+    state = {"tower_steps": 0, "steps": 0, "samples": 0, "spent": 0.0}  # spent: seconds of training in all runs
     if state_file.exists():
         saved = torch.load(state_file, weights_only=True)
         state = {key: saved[key] for key in state}
-        for name, part in parts.items():
-            if name in saved:
-                part.load_state_dict(saved[name])
+        for name, part in trainer.parts().items():
+            part.load_state_dict(saved[name])
         print(f"Going on at step {state['steps']}, after {state['spent'] / 60:.1f} minutes.", flush=True)
     elif table.file.exists():
         table.file.unlink()
 
     def save_state() -> None:
-        torch.save(state | {name: part.state_dict() for name, part in parts.items()}, work / "state.tmp")
+        torch.save(state | {name: part.state_dict() for name, part in trainer.parts().items()}, work / "state.tmp")
         os.replace(work / "state.tmp", state_file)
 
     def log() -> None:
         start = {"step": state["tower_steps"] + state["steps"], "minutes": round(state["spent"] / 60, 2)}
         table.write(start | {"conversations": state["samples"]})
 
-    def tower_loss(names: Tensor, slots: Tensor) -> Tensor:
-        tokens = seen.pop()
-        losses = tower_heads(tokens, names, slots)
-        for name, loss in losses.items():
-            table.add(name, loss.item())
-        for name, share in zip(("characters right", "things right"), tower_heads.right(tokens, names, slots)):
-            table.add(name, share)
-        return sum(losses.values())
-
-    def sheet_step(loader) -> None:
-        batch = next(loader)
-        with torch.autocast("cpu", torch.bfloat16, enabled=in_half), attention_in_float32():
-            model.visual(batch["pixel_values"], batch["image_grid_thw"])
-        tower_loss(batch["names"], batch["slots"]).backward()
-        state["tower_steps"] += 1
-
-    def chat_step(loader) -> None:
-        for batch in itertools.islice(loader, ROUNDS_PER_STEP):
-            ids, answers = batch["inputs"]["input_ids"], batch["answers"]
-            with torch.autocast("cpu", torch.bfloat16, enabled=in_half), attention_in_float32():
-                logits = model(**batch["inputs"]).logits.float()
-            is_visual = (ids == model.config.image_token_id) | (ids == model.config.video_token_id)
-            losses = {"answers": answer_loss(logits, ids, answers), **heads(is_visual, batch)}
-            for name, loss in losses.items():
-                table.add(name, loss.item())
-            loss = sum(losses.values()) + tower_loss(batch["names"], batch["slots"])
-            (loss / ROUNDS_PER_STEP).backward()
-            for task, results in exact_by_task(logits.detach(), ids, answers, batch["tasks"]).items():
-                table.add(task, sum(results) / len(results), len(results))
-            state["samples"] += len(ids)
-        state["steps"] += 1
-
     last = last_saved = time.monotonic()
-    for stage, count, (begin, end) in (
-        (sheet_step, "tower_steps", (0, minutes * 60 * TOWER_SHARE)),
-        (chat_step, "steps", (minutes * 60 * TOWER_SHARE, minutes * 60)),
-    ):
-        alone = stage is sheet_step
+    seconds, tower_seconds = minutes * 60, minutes * 60 * TOWER_SHARE
+    for count, begin, end in (("tower_steps", 0, tower_seconds), ("steps", tower_seconds, seconds)):
+        alone = count == "tower_steps"  # the tower
         if state["spent"] >= end or (alone and state["steps"]):
             continue
-        first = state[count] * (1 if alone else ROUNDS_PER_STEP)
-        rounds = Rounds(work / "checkpoint", first, alone, recipe)
+        rounds = Rounds(work / "checkpoint", state[count] * (1 if alone else ROUNDS_PER_STEP), alone, recipe)
         loader = iter(torch.utils.data.DataLoader(rounds, batch_size=None, num_workers=1, prefetch_factor=4))
-        while state["spent"] < end and state["tower_steps" if alone else "steps"] != max_steps:
-            factor = rate_factor(state[count], (state["spent"] - begin) / (end - begin))
-            for optimizer, rate in zip(optimizers, (MUON_RATE, ADAMW_RATE)):
-                for group in optimizer.param_groups:
-                    group["lr"] = rate * factor
-            stage(loader)
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
+        while state["spent"] < end and state[count] != max_steps:
+            if alone:
+                trainer.sheets_loss(next(loader)).backward()
+            else:
+                for batch in itertools.islice(loader, ROUNDS_PER_STEP):
+                    (trainer.round_loss(batch) / ROUNDS_PER_STEP).backward()
+                    state["samples"] += len(batch["tasks"])
+            trainer.step(rate_factor(state[count], (state["spent"] - begin) / (end - begin)))
+            state[count] += 1
             now = time.monotonic()
             state["spent"], last = state["spent"] + now - last, now
             if state[count] % log_every == 0:
