@@ -48,7 +48,8 @@ def test_the_rate_warms_up_stays_and_falls():
 
 @pytest.fixture
 def small_steps(monkeypatch):
-    monkeypatch.setattr(batches, "TOKENS", 500)
+    for recipe in (batches.FULL, batches.COURSE):
+        monkeypatch.setitem(vars(recipe), "tokens", 500)
     monkeypatch.setattr(batches, "SHEET_CELLS", 100)
     monkeypatch.setattr(train, "WARMUP_STEPS", 2)
 
@@ -70,7 +71,8 @@ def test_training_learns_is_resumed_and_saves_what_can_be_loaded(tmp_path, small
     assert (folder / "training.png").read_bytes().startswith(b"\x89PNG")
     model, processor = weights_loader.load(folder)
     assert sum(p.numel() for p in model.parameters()) == 4_554_880
-    results = evaluate.evaluate(model, processor, ["describe", "where"], 2, 64, 2, "train")
+    world = evaluate.World(max_side=64, max_things=2)
+    results = evaluate.evaluate(model, processor, {task: (task, world) for task in ("describe", "where")}, 2)
     assert results["describe"]["n"] == 2 and 0 <= results["where"]["mean_iou"] <= 1
 
 
@@ -90,11 +92,11 @@ def test_iou_and_the_interval():
 
 
 def test_scores():
-    (sample,) = evaluate.held_out_samples("where", 1, 120, 3, "train")
+    (sample,) = evaluate.World(max_side=120).samples("where", 1)
     assert sample.seed >= TEST_SEED
     assert evaluate.score(sample, sample.answer) == (True, pytest.approx(1.0))
     assert evaluate.score(sample, "I do not know.") == (False, 0.0)
-    (sample,) = evaluate.held_out_samples("colour", 1, 120, 3, "train")
+    (sample,) = evaluate.World(max_side=120).samples("colour", 1)
     assert evaluate.score(sample, sample.answer) == (True, None)
     assert evaluate.score(sample, sample.answer.lower()) == (False, None)
 
@@ -108,10 +110,10 @@ def test_character_errors():
     ]
 
 
-@pytest.mark.parametrize("task", evaluate.ALL_TASKS)
+@pytest.mark.parametrize("task", evaluate.TASKS)
 def test_every_task_can_be_asked(task):
     """Two pictures, clips and second turns go through the processor, and an answer in the right words is right."""
-    (sample,) = evaluate.held_out_samples(task, 1, 90, 2, "train")
+    (sample,) = evaluate.World(max_side=90, max_things=2).samples(task, 1)
     assert evaluate.score(sample, sample.answer)[0] and not evaluate.score(sample, "Hello.")[0]
     model, processor = weights_loader.load("tiny", dtype="float32")
     (said,) = evaluate.answers(model, processor, [sample], max_new_tokens=3)

@@ -42,8 +42,11 @@ class Recipe:
     things: tuple[int, ...] = (1, 2, 2, 3, 3, 4, 4, 5, 6)  # objects in a picture, drawn evenly
     max_side: int = scenes.MAX_SIDE // 2  # pixels, but up to twice that in …
     large_share: float = 0.25  # … this share of the rounds of pictures
+    frames: tuple[int, ...] = (4, 5, 6, 7, 8)  # of a clip, drawn evenly
     text_share: float = 0.35  # of the pictures have a text to read
     longer_every: int = 600  # rounds: texts of two characters at first, then of one more
+    tokens: int = 3000  # of one round, the padding included
+    max_rows: int = 32
 
 
 FULL = Recipe()
@@ -156,8 +159,6 @@ def make_sheets(seed: int, images: Qwen2VLImageProcessor, recipe: Recipe = FULL)
 
 TEXT_ONLY_SHARE = 0.02  # of the turns about one picture are about the model itself
 TURN_TOKENS = 110  # of text in one conversation, after the system message
-TOKENS = 3000  # of one round, the padding included
-MAX_ROWS = 32
 EVENTS = (*scenes.DIRECTIONS, "appears", "disappears", "turns")
 READ_BELOW = 350  # pixels: texts in larger pictures are kept for the test
 
@@ -406,7 +407,7 @@ def make_round(
     images = processor.image_processor
     is_large = rng.random() < recipe.large_share * (1 if kind == "picture" else 0.3)
     width, height = pick_size(rng, recipe.max_side * (2 if is_large else 1))
-    frames = rng.randint(4, 8) if kind == "clip" else 1
+    frames = rng.choice(recipe.frames) if kind == "clip" else 1
     # the frames of a clip are resampled as clips are, which is not quite as pictures are
     resample, target = None, images.target_size(height, width)
     if kind == "clip":
@@ -416,7 +417,7 @@ def make_round(
     cells = [size[0] * size[1] * -(-frames // 2)] * len(media)
     rows, parts, patches, grids = [], [], [], []
     counts, events, tasks, known = [], [], [], []
-    most = max(1, min(MAX_ROWS, TOKENS // (sum(cells) + TURN_TOKENS + 20)))
+    most = max(1, min(recipe.max_rows, recipe.tokens // (sum(cells) + TURN_TOKENS + 20)))
     while len(rows) < most:
         if kind == "picture":
             shown = [draw_scene(rng, width, height, longest, recipe)]

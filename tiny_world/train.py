@@ -60,7 +60,7 @@ STATE_EVERY = 3 * 60  # seconds between two copies of the training state
 TASKS = (*FULL.tasks, "compare", "motion", "text")
 
 
-def tiny_config(tokenizer: Qwen2VLTokenizer) -> Qwen2VLConfig:
+def tiny_config(tokenizer: Qwen2VLTokenizer, layers: int = 8, merge_size: int = 2) -> Qwen2VLConfig:
     """About 4.5 M parameters in the shape of Qwen2-VL."""
     ids = tokenizer.special_ids
     return Qwen2VLConfig(
@@ -68,7 +68,7 @@ def tiny_config(tokenizer: Qwen2VLTokenizer) -> Qwen2VLConfig:
             vocab_size=tokenizer.bpe.get_vocab_size(),
             hidden_size=192,
             intermediate_size=512,
-            num_hidden_layers=8,
+            num_hidden_layers=layers,
             num_attention_heads=6,
             num_key_value_heads=2,
             # M-RoPE's last pairs, the slow ones, turn with the column. At the released 1e6 they would turn by about a
@@ -77,7 +77,7 @@ def tiny_config(tokenizer: Qwen2VLTokenizer) -> Qwen2VLConfig:
             mrope_section=[4, 6, 6],
             max_position_embeddings=32768,
         ),
-        Qwen2VLVisionConfig(depth=4, embed_dim=128, num_heads=4, hidden_size=192),
+        Qwen2VLVisionConfig(depth=4, embed_dim=128, num_heads=4, hidden_size=192, spatial_merge_size=merge_size),
         image_token_id=ids["<|image_pad|>"],
         video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids["<|vision_start|>"],

@@ -1,0 +1,85 @@
+"""The three studies, on a few scenes and steps each: they run, write what they say, and go on where they were."""
+
+import csv
+
+import pytest
+import torch
+
+from qwen2vl_mini import Qwen2VLProcessor
+from tiny_world import batches, studies
+
+pytestmark = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="training needs torch 2.9 or newer")
+
+
+def rows_of(file):
+    with file.open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def run(study, folder, *more):
+    assert studies.main([study, "--out", str(folder), "--seeds", "1", "--samples", "2", "--steps", "2", *more]) == 0
+    table = folder / f"study_{study}.csv"
+    assert table.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    return rows_of(table)
+
+
+def test_resolution(tmp_path, monkeypatch):
+    monkeypatch.setattr(studies, "MAX_TOKENS", (4, 16))
+    monkeypatch.setattr(studies, "FIXED_TOKENS", (16,))
+    rows = run("resolution", tmp_path)
+    assert {(row["way"], row["limit"], row["task"]) for row in rows} == {
+        (way, limit, task)
+        for way, limit in (("dynamic", "4"), ("dynamic", "16"), ("fixed area", "16"), ("fixed square", "16"))
+        for task in ("read", "where")
+    }
+    tokens = {(row["way"], row["limit"]): float(row["tokens"]) for row in rows}
+    assert tokens["fixed square", "16"] == 16 and tokens["dynamic", "4"] <= 4 and tokens["dynamic", "16"] <= 16
+    assert all(0 <= float(row["accuracy"]) <= 1 for row in rows)
+    assert run("resolution", tmp_path) == rows  # nothing is measured twice
+
+
+def test_rope(tmp_path, monkeypatch):
+    monkeypatch.setattr(studies, "TRAINED_FRAMES", (4,))
+    monkeypatch.setattr(studies, "MORE_FRAMES", (10,))
+    rows = run("rope", tmp_path)
+    assert {(row["way"], row["task"], row["frames"]) for row in rows} == {
+        (way, *what)
+        for way in ("M-RoPE", "1-D RoPE")
+        for what in (("motion", "4"), ("motion", "10"), ("describe", "1"), ("relation", "1"))
+    }
+
+
+def test_rope_differs_in_positions_only():
+    processor = Qwen2VLProcessor.from_pretrained("tiny")
+    batch = batches.make_round("clip", 1, processor, recipe=studies.ROPE_RECIPE)
+    assert studies.positions("M-RoPE", batch) == {}
+    flat = studies.positions("1-D RoPE", batch)["position_ids"]
+    assert flat.shape == (3, *batch["inputs"]["input_ids"].shape)
+    assert (flat == torch.arange(flat.shape[2])).all()
+    a, b = (studies.new_trainer(processor, 7) for _ in range(2))
+    assert all(torch.equal(x, y) for x, y in zip(a.model.parameters(), b.model.parameters()))  # a seed is a decoder
+    assert not any(p.requires_grad for p in a.model.visual.parameters())
+
+
+def test_merger(tmp_path, monkeypatch):
+    monkeypatch.setattr(studies, "MERGES", (1, 2))
+    rows = run("merger", tmp_path)
+    assert {(row["merge"], row["task"]) for row in rows} == {(m, t) for m in "12" for t in studies.MERGER_TASKS}
+    tokens = {row["merge"]: float(row["tokens"]) for row in rows}
+    assert 3 < tokens["1"] / tokens["2"] < 6  # four patches are a token
+
+
+def test_the_series_has_means_and_deviations(tmp_path):
+    results = studies.Results(tmp_path / "table.csv", ("way", "x"))
+    for seed, y in enumerate((0.2, 0.4)):
+        results.add(way="a", x=1, seed=seed, y=y)
+    results.add(way="b", x=1, seed=0, y=0.9)
+    x, y, error = results.series("x", "y", way="a")
+    assert (x, y, error) == ([1.0], [pytest.approx(0.3)], [pytest.approx(0.1414, abs=1e-4)])
+    assert results.has(way="a", x=1, seed=1) and not results.has(way="a", x=1, seed=2)
+    assert studies.Results(tmp_path / "table.csv", ("way", "x")).rows == results.rows
+
+
+def test_bad_options_end_in_a_sentence(tmp_path, capsys):
+    assert studies.main(["rope", "--out", str(tmp_path), "--seeds", "0"]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
