@@ -44,7 +44,7 @@ def test_rope(tmp_path, monkeypatch):
     rows = run("rope", tmp_path)
     assert {(row["way"], row["task"], row["frames"]) for row in rows} == {
         (way, *what)
-        for way in ("M-RoPE", "1-D RoPE")
+        for way in studies.WAYS
         for what in (("motion", "4"), ("motion", "10"), ("describe", "1"), ("relation", "1"))
     }
 
