@@ -33,7 +33,8 @@ Size = tuple[int, int]  # rows, columns of cells
 class Recipe:
     """What is trained on. `tasks` says how often each is asked about one picture, where it fits."""
 
-    rounds: tuple[str, ...] = ("picture", "picture", "clip", "picture", "picture", "pair")  # again and again
+    # again and again, three a step; sheets keep the tower reading, since other pictures have few letters
+    rounds: tuple[str, ...] = ("picture", "picture", "sheet", "clip", "picture", "sheet", "picture", "pair", "sheet")
     tasks: Mapping[str, float] = field(
         default_factory=lambda: {
             **{"describe": 3, "where": 3, "count": 3, "colour": 1.5, "shape": 1, "relation": 3, "what": 1, "read": 5}
@@ -44,14 +45,14 @@ class Recipe:
     large_share: float = 0.25  # … this share of the rounds of pictures
     frames: tuple[int, ...] = (4, 5, 6, 7, 8)  # of a clip, drawn evenly
     text_share: float = 0.35  # of the pictures have a text to read
-    longer_every: int = 600  # rounds: texts of two characters at first, then of one more
+    longer_every: int = 900  # rounds: texts of two characters at first, then of one more
     tokens: int = 3000  # of one round, the padding included
     max_rows: int = 32
 
 
 FULL = Recipe()
 COURSE = Recipe(  # what ten minutes are enough for
-    rounds=("picture",),
+    rounds=("picture", "picture", "sheet"),
     tasks={"describe": 3, "where": 3, "count": 2, "colour": 2, "shape": 1},
     things=(1, 2, 2, 3),
     max_side=112,
@@ -140,14 +141,14 @@ def draw_sheet(
     return scene, texts, image
 
 
-def make_sheets(seed: int, images: Qwen2VLImageProcessor, recipe: Recipe = FULL) -> dict:
+def make_sheets(seed: int, images: Qwen2VLImageProcessor, recipe: Recipe = FULL, cells: int = SHEET_CELLS) -> dict:
     """Sheets of one size: patches (N, 1176), grid (·, 3), targets of the cells."""
     rng = random.Random(f"sheets/{seed}")
     width, height = (rng.randint(84, 252) for _ in range(2))
     new_height, new_width = images.target_size(height, width)
     size = grid_of(images, new_height, new_width)
     parts = []
-    for _ in range(max(1, SHEET_CELLS // (size[0] * size[1]))):
+    for _ in range(max(1, cells // (size[0] * size[1]))):
         scene, texts, image = draw_sheet(rng, width, height, letters=recipe.text_share > 0)
         patches, grid = images.patches_of([image], (new_height, new_width))
         parts.append((patches, torch.tensor([grid]), name_targets(scene, size), *character_targets(scene, texts, size)))
@@ -495,8 +496,10 @@ class Rounds(torch.utils.data.IterableDataset):
         torch.set_num_threads(1)
         processor, recipe = Qwen2VLProcessor.from_pretrained(self.folder), self.recipe
         for seed in itertools.count(self.first):
-            if self.sheets:
-                yield make_sheets(seed, processor.image_processor, recipe)
+            kind = "sheet" if self.sheets else recipe.rounds[seed % len(recipe.rounds)]
+            if kind == "sheet":
+                cells = SHEET_CELLS if self.sheets else SHEET_CELLS // 2
+                yield make_sheets(seed, processor.image_processor, recipe, cells)
             else:
                 longest = min(MAX_TEXT_LENGTH, 2 + seed // recipe.longer_every)
-                yield make_round(recipe.rounds[seed % len(recipe.rounds)], seed, processor, longest, recipe)
+                yield make_round(kind, seed, processor, longest, recipe)

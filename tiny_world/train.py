@@ -51,7 +51,7 @@ from tiny_world.heads import DecoderHeads, TowerHeads
 from tiny_world.tokenizer import save_tokenizer
 
 TOWER_SHARE = 0.22  # of the time the tower learns alone
-ROUNDS_PER_STEP = 2
+ROUNDS_PER_STEP = 3
 MUON_RATE, ADAMW_RATE = 8e-3, 1e-3
 WARMUP_STEPS = 100
 DECAY_FROM = 0.35  # of each stage's time; from there the rates fall to zero, with which accuracy rises most
@@ -345,8 +345,9 @@ def train(
                 trainer.sheets_loss(next(loader)).backward()
             else:
                 for batch in itertools.islice(loader, ROUNDS_PER_STEP):
-                    (trainer.round_loss(batch) / ROUNDS_PER_STEP).backward()
-                    state["samples"] += len(batch["tasks"])
+                    loss = trainer.round_loss if "tasks" in batch else trainer.sheets_loss
+                    (loss(batch) / ROUNDS_PER_STEP).backward()
+                    state["samples"] += len(batch.get("tasks", ()))
             trainer.step(rate_factor(state[count], (state["spent"] - begin) / (end - begin)))
             state[count] += 1
             now = time.monotonic()
