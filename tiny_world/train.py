@@ -53,6 +53,7 @@ from tiny_world.tokenizer import save_tokenizer
 TOWER_SHARE = 0.22  # of the time the tower learns alone
 ROUNDS_PER_STEP = 3
 MUON_RATE, ADAMW_RATE = 8e-3, 1e-3
+TOWER_FACTOR = 0.25  # of the rates, for the tower once it learns with the decoder: at full rates it forgets letters
 WARMUP_STEPS = 100
 DECAY_FROM = 0.35  # of each stage's time; from there the rates fall to zero, with which accuracy rises most
 STATE_EVERY = 3 * 60  # seconds between two copies of the training state
@@ -115,13 +116,18 @@ def attention_in_float32():
 
 
 def make_optimizers(model: nn.Module, head: nn.Module) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices between hidden states, AdamW for embeddings, norms, biases and the cell heads."""
-    hidden = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
-    hidden_ids = {id(p) for p in hidden}
-    rest = [p for p in itertools.chain(model.parameters(), head.parameters()) if id(p) not in hidden_ids]
+    """Muon for the matrices between hidden states, AdamW for embeddings, norms, biases and the heads.
+
+    Each has two groups of parameters: the vision tower's, and all others.
+    """
+    groups = {"muon": ([], []), "adamw": ([], [])}
+    for name, p in itertools.chain(model.named_parameters(), head.named_parameters(prefix="head")):
+        is_hidden = p.ndim == 2 and "embed" not in name and not name.startswith("head")
+        groups["muon" if is_hidden else "adamw"][0 if name.startswith("visual") else 1].append(p)
+    muon, adamw = ([{"params": part} for part in parts] for parts in groups.values())
     return [
-        torch.optim.Muon(hidden, lr=MUON_RATE, weight_decay=0.02),
-        torch.optim.AdamW(rest, lr=ADAMW_RATE, betas=(0.9, 0.98), weight_decay=0.0),
+        torch.optim.Muon(muon, lr=MUON_RATE, weight_decay=0.02),
+        torch.optim.AdamW(adamw, lr=ADAMW_RATE, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
 
@@ -279,12 +285,12 @@ class Trainer:
             self.record(name, loss.item())
         return sum(losses.values())
 
-    def step(self, factor: float) -> None:
-        """One step of both optimizers with their rates times `factor`."""
+    def step(self, factor: float, tower_factor: float = 1.0) -> None:
+        """One step of both optimizers with their rates times `factor`, and for the tower times `tower_factor`, too."""
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer, rate in ((self.muon, MUON_RATE), (self.adamw, ADAMW_RATE)):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * factor
+            for group, share in zip(optimizer.param_groups, (tower_factor, 1.0)):
+                group["lr"] = rate * factor * share
             optimizer.step()
             optimizer.zero_grad()
 
@@ -348,7 +354,8 @@ def train(
                     loss = trainer.round_loss if "tasks" in batch else trainer.sheets_loss
                     (loss(batch) / ROUNDS_PER_STEP).backward()
                     state["samples"] += len(batch.get("tasks", ()))
-            trainer.step(rate_factor(state[count], (state["spent"] - begin) / (end - begin)))
+            factor = rate_factor(state[count], (state["spent"] - begin) / (end - begin))
+            trainer.step(factor, 1.0 if alone else TOWER_FACTOR)
             state[count] += 1
             now = time.monotonic()
             state["spent"], last = state["spent"] + now - last, now
