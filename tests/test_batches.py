@@ -112,7 +112,8 @@ def test_what_changed_is_what_the_answer_says():
 
 
 def encoded(processor, turns, media=("image",), cells=(4,)):
-    ids, owner, known, ends = batches.encode_turns(processor, turns, list(media), list(cells))
+    ids, owner, known, ends, begins = batches.encode_turns(processor, turns, list(media), list(cells))
+    assert [owner[i + 1] for i in begins] == list(range(len(turns))) and {owner[i] for i in begins} == {-1}
     return ids, owner, known, ends, [processor.tokenizer.decode([i]) for i in ids]
 
 
@@ -175,6 +176,19 @@ def test_marks_point_to_the_thing_that_is_spoken_of(processor, task):
                 assert things[0].shape in (word.group(1), word.group(2)), (before, after)
             checked += 1
     assert checked > 10
+
+
+def test_relations_know_which_side():
+    checked = 0
+    for seed in range(60):
+        turn = batches.picture_turn(scene_of(seed, 3), random.Random(seed), {"relation": 1.0})
+        if turn and turn.task == "relation":
+            word = re.search(r"(left of|right of|above|below)", turn.question).group()
+            right, down = turn.beside  # of the second thing, seen from the first
+            first_is = {"left of": right, "right of": not right, "above": down, "below": not down}[word]
+            assert turn.answer == ("Yes." if first_is else "No.")
+            checked += 1
+    assert checked > 30
 
 
 def test_pair_turns_ask_about_both_pictures(processor):

@@ -177,6 +177,9 @@ class Turn:
     answer: str
     question_marks: list[tuple[int, Box]] = field(default_factory=list)
     answer_marks: list[tuple[int, Box]] = field(default_factory=list)
+    beside: tuple[int, int] | None = (
+        None  # of "relation": 1 or 0, whether the second thing is further right, further down
+    )
 
 
 def share_box(box: tuple, picture: Scene) -> Box:
@@ -189,12 +192,15 @@ def mark_turn(task: str, question: str, answer: str, picture: Scene, listed: lis
 
     `listed` are the things of the answer in its order, in the scene `picture`.
     """
-    turn = Turn(task, question, answer)
+    turn, asked = Turn(task, question, answer), []
     for match in re.finditer(MENTION, question):
         colour, shape = match.groups()
         fitting = [t for t in picture.things if colour in (None, t.colour) and shape in ("object", t.shape)]
         if len(fitting) == 1:
             turn.question_marks.append((match.end(), share_box(fitting[0].box, picture)))
+            asked.append(fitting[0])
+    if task == "relation":
+        turn.beside = int(asked[1].cx > asked[0].cx), int(asked[1].cy > asked[0].cy)
     if task == "where":
         box = re.search(r"<\|box_start\|>", answer).end()
         turn.answer_marks.append((box, tuple(int(x) / 1000 for x in re.findall(r"\d+", answer))))
@@ -270,9 +276,9 @@ def clip_turns(clip: list[Scene], question: str, answer: str, rng: random.Random
 
 def encode_turns(
     processor: Qwen2VLProcessor, turns: list[Turn], media: list[str], cells: list[int], trusted: bool = False
-) -> tuple[list[int], list[int], list[tuple[int, Box]], list[int]]:
+) -> tuple[list[int], list[int], list[tuple[int, Box]], list[int], list[int]]:
     """One conversation → ids; the number of its answer for each id to be learned, else -1; boxes to be known at which
-    place; and where the pictures (or the clip) of `cells` visual tokens end.
+    place; where the pictures (or the clip) of `cells` visual tokens end; and the place before each answer.
 
     Only answers, with their <|im_end|>, are learned. A box in a question is plain text to our processor and control
     tokens to the official one, or if `trusted`.
@@ -283,7 +289,7 @@ def encode_turns(
         conversation.append({"role": "user", "content": [*items, {"type": "text", "text": turn.question}]})
         conversation.append({"role": "assistant", "content": turn.answer})
         marked += [(turn.question, turn.question_marks), (turn.answer, turn.answer_marks)]
-    ids, owner, known, ends, answer, sizes = [], [], [], [], -1, iter(cells)
+    ids, owner, known, ends, begins, answer, sizes = [], [], [], [], [], -1, iter(cells)
     pieces: list[tuple[str, list]] = []  # neighbouring texts joined, each with its marks
     for piece in render_chat(conversation):
         marks = []
@@ -300,6 +306,7 @@ def encode_turns(
         if text and piece.startswith("assistant\n"):  # template and answer are two texts: the template ends in \n
             ids += tokenizer.encode("assistant\n")
             answer, speaking = answer + 1, True
+            begins.append(len(ids) - 1)
             owner += [-1] * (len(ids) - len(owner))
             piece, marks = piece[10:], [(place - 10, box) for place, box in marks]
         at, done = len(ids), 0  # `done` characters of this piece are encoded
@@ -322,7 +329,7 @@ def encode_turns(
             done += len(part)
         owner += [answer if speaking else -1] * (len(ids) - len(owner))
         speaking = speaking and piece != "<|im_end|>"
-    return ids, owner, known, ends
+    return ids, owner, known, ends, begins
 
 
 # ── Rounds: a set of conversations of one kind, with all that is to be known ────────────────────────────────────────
@@ -417,7 +424,7 @@ def make_round(
     media = {"picture": ["image"], "pair": ["image", "image"], "clip": ["video"]}[kind]
     cells = [size[0] * size[1] * -(-frames // 2)] * len(media)
     rows, parts, patches, grids = [], [], [], []
-    counts, events, tasks, known = [], [], [], []
+    counts, events, tasks, known, beside = [], [], [], [], []
     most = max(1, min(recipe.max_rows, recipe.tokens // (sum(cells) + TURN_TOKENS + 20)))
     while len(rows) < most:
         if kind == "picture":
@@ -438,11 +445,12 @@ def make_round(
                 cells = [size[0] * size[1] * -(-frames // 2)]
                 continue
             shown, turns = clip[0], clip_turns(*clip, rng)
-        ids, owner, boxes, ends = encode_turns(processor, turns, media, cells, trusted=rng.random() < 0.5)
+        ids, owner, boxes, ends, begins = encode_turns(processor, turns, media, cells, trusted=rng.random() < 0.5)
         row = len(rows)
         rows.append((ids, owner))
         tasks.append([turn.task for turn in turns])
         known += [[row, place, *box] for place, box in boxes]
+        beside += [[row, place, *turn.beside] for place, turn in zip(begins, turns, strict=True) if turn.beside]
         drawn = {id(scene): scene for scene in shown}  # frames that do not change are drawn once
         drawn = {key: scenes.render(scene) for key, scene in drawn.items()}
         if kind == "clip":
@@ -479,6 +487,7 @@ def make_round(
         },
         "answers": torch.tensor([owner + [-1] * (longest_row - len(owner)) for _, owner in rows]),  # (B, S)
         "known": torch.tensor(known).reshape(-1, 6),  # row, place, box in shares
+        "beside": torch.tensor(beside, dtype=torch.long).reshape(-1, 4),  # row, place, further right, further down
         "counts": torch.tensor(counts, dtype=torch.long).reshape(-1, 2 + len(NAMES) + 1),
         "events": torch.tensor(events, dtype=torch.long).reshape(-1, 6),
         **targets,

@@ -11,7 +11,8 @@ a linear head must be able to read off what is needed there. The heads are never
   * layer 4, each visual token: its object's box as shares of the picture, in the digits of the answers; of a text, how
     many characters come before this cell; in a clip, how far the object has come since the frames before;
   * layer 5, words that name a thing, or come just before one is named: the box of that thing;
-  * layer 5, <|vision_end|>: how many there are of each shape, of each colour, and in all; what happened in a clip.
+  * layer 5, <|vision_end|>: how many there are of each shape, of each colour, and in all; what happened in a clip;
+  * layer 6, before "Yes." or "No.": on which side of the first thing the second one is.
 """
 
 from __future__ import annotations
@@ -68,8 +69,9 @@ class DecoderHeads(nn.Module):
         self.counts = nn.Linear(width, (len(NAMES) + 1) * 7)  # 0 to 6 of each, and of all
         self.event_sizes = [len(EVENTS), len(SHAPES), len(COLOURS), len(COLOURS)]
         self.events = nn.Linear(width, sum(self.event_sizes))
+        self.beside = nn.Linear(width, 2)
         self.states: dict[int, Tensor] = {}
-        for i in (1, 3, 4):
+        for i in (1, 3, 4, 5):
             model.model.layers[i].register_forward_hook(lambda *call, i=i: self.states.update({i: call[-1]}))
 
     def read(self, layer: int) -> Tensor:
@@ -110,4 +112,8 @@ class DecoderHeads(nn.Module):
             row, place = batch["events"][:, :2].T
             parts = self.events(fifth[row, place]).split(self.event_sizes, dim=-1)
             losses["events"] = sum(F.cross_entropy(x, y) for x, y in zip(parts, batch["events"][:, 2:].T))
+        if len(batch["beside"]):
+            row, place = batch["beside"][:, :2].T
+            logits = self.beside(self.read(5)[row, place])
+            losses["beside"] = 2 * F.binary_cross_entropy_with_logits(logits, batch["beside"][:, 2:].float())
         return losses

@@ -230,7 +230,19 @@ class Table:
             self.counts[name] += count
 
     def write(self, start: dict) -> None:
-        losses = ("answers", "names", "characters", "places", "boxes", "first", "moves", "known", "counts", "events")
+        losses = (
+            "answers",
+            "names",
+            "characters",
+            "places",
+            "boxes",
+            "first",
+            "moves",
+            "known",
+            "counts",
+            "events",
+            "beside",
+        )
         columns = [*start, *losses, "characters right", "things right", *TASKS]
         means = {name: round(self.sums[name] / count, 4) for name, count in self.counts.items()}
         line = start | means
