@@ -206,7 +206,7 @@ def test_pair_turns_ask_about_both_pictures(processor):
 # --- rounds and sheets -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["picture", "pair", "clip"])
+@pytest.mark.parametrize("kind", ["picture", "read", "pair", "clip"])
 def test_a_round_has_one_target_for_each_visual_token(processor, kind):
     batch = batches.make_round(kind, 3, processor)
     ids, marks = batch["inputs"]["input_ids"], processor.tokenizer.special_ids

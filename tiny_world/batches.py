@@ -33,8 +33,8 @@ Size = tuple[int, int]  # rows, columns of cells
 class Recipe:
     """What is trained on. `tasks` says how often each is asked about one picture, where it fits."""
 
-    # again and again, three a step; sheets keep the tower reading, since other pictures have few letters
-    rounds: tuple[str, ...] = ("picture", "picture", "sheet", "clip", "picture", "sheet", "picture", "pair", "sheet")
+    # again and again, three a step; sheets and pictures with nothing but a text keep the tower and the decoder reading
+    rounds: tuple[str, ...] = ("picture", "read", "sheet", "clip", "picture", "sheet", "picture", "pair", "read")
     tasks: Mapping[str, float] = field(
         default_factory=lambda: {
             **{"describe": 3, "where": 3, "count": 3, "colour": 1.5, "shape": 1, "relation": 3, "what": 1, "read": 5}
@@ -410,26 +410,30 @@ def count_targets(picture: Scene) -> list[int]:
 def make_round(
     kind: str, seed: int, processor: Qwen2VLProcessor, longest: int = MAX_TEXT_LENGTH, recipe: Recipe = FULL
 ) -> dict:
-    """Conversations about pictures, pairs of them, or clips, as tensors."""
+    """Conversations about pictures, texts to be read, pairs of pictures, or clips, as tensors."""
     rng = random.Random(f"{kind}/{seed}")
     images = processor.image_processor
     is_large = rng.random() < recipe.large_share * (1 if kind == "picture" else 0.3)
-    width, height = pick_size(rng, recipe.max_side * (2 if is_large else 1))
+    width, height = pick_size(rng, recipe.max_side * (2 if is_large and kind != "read" else 1))
     frames = rng.choice(recipe.frames) if kind == "clip" else 1
     # the frames of a clip are resampled as clips are, which is not quite as pictures are
     resample, target = None, images.target_size(height, width)
     if kind == "clip":
         resample, target = "torch", images.frame_size(frames, height, width)
     size = grid_of(images, *target)
-    media = {"picture": ["image"], "pair": ["image", "image"], "clip": ["video"]}[kind]
+    media = {"picture": ["image"], "read": ["image"], "pair": ["image", "image"], "clip": ["video"]}[kind]
     cells = [size[0] * size[1] * -(-frames // 2)] * len(media)
     rows, parts, patches, grids = [], [], [], []
     counts, events, tasks, known, beside = [], [], [], [], []
-    most = max(1, min(recipe.max_rows, recipe.tokens // (sum(cells) + TURN_TOKENS + 20)))
+    most, turn_tokens = (2 * recipe.max_rows, 35) if kind == "read" else (recipe.max_rows, TURN_TOKENS)
+    most = max(1, min(most, recipe.tokens // (sum(cells) + turn_tokens + 20)))
     while len(rows) < most:
         if kind == "picture":
             shown = [draw_scene(rng, width, height, longest, recipe)]
             turns = turns_of_picture(shown[0], processor, rng, recipe)
+        elif kind == "read":
+            shown = [scenes.make_scene(rng, width, height, rng.choice((0, 0, 1)), rng.randint(1, longest))]
+            turns = [mark_turn("read", *scenes.ask(shown[0], "read", rng), shown[0], [])]
         elif kind == "pair":
             made_for, things = rng.choice(scenes.COMPARE_QUESTIONS), rng.randint(1, scenes.MAX_THINGS)
             pair = scenes.make_pair(rng, width, height, made_for, things, "train")
