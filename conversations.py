@@ -35,7 +35,7 @@ from qwen2vl_mini import (
 PICTURE_PROMPT = "Describe this image."
 VIDEO_PROMPT, BUNDLED_VIDEO_PROMPT = "Describe this video.", "What happens?"  # the latter is what "tiny" was taught
 BUNDLED = (
-    "The bundled 3.8 M teaching model knows coloured shapes in small drawings and nothing else; "
+    "The bundled 4.6 M teaching model knows coloured shapes in small drawings and nothing else; "
     "the real one: --model Qwen/Qwen2-VL-2B-Instruct"
 )
 SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty")
