@@ -41,7 +41,7 @@ def test_an_answer_weighs_as_the_root_of_its_length():
 
 def test_the_rate_warms_up_stays_and_falls():
     assert train.rate_factor(0, 0.0) < 0.05
-    assert train.rate_factor(1000, 0.3) == 1.0
+    assert train.rate_factor(1000, train.DECAY_FROM) == 1.0
     assert 0 < train.rate_factor(1000, 0.95) < 0.5
     assert train.rate_factor(1000, 1.0) == 0.0
 
