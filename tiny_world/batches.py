@@ -51,7 +51,7 @@ class Recipe:
 
 
 FULL = Recipe()
-COURSE = Recipe(  # what ten minutes are enough for
+COURSE = Recipe(  # small enough for a lesson
     rounds=("picture", "picture", "sheet"),
     tasks={"describe": 3, "where": 3, "count": 2, "colour": 2, "shape": 1},
     things=(1, 2, 2, 3),
@@ -177,9 +177,8 @@ class Turn:
     answer: str
     question_marks: list[tuple[int, Box]] = field(default_factory=list)
     answer_marks: list[tuple[int, Box]] = field(default_factory=list)
-    beside: tuple[int, int] | None = (
-        None  # of "relation": 1 or 0, whether the second thing is further right, further down
-    )
+    # of "relation": 1 or 0, whether the second thing named is further right than the first, and further down
+    beside: tuple[int, int] | None = None
 
 
 def share_box(box: tuple, picture: Scene) -> Box:
@@ -289,8 +288,10 @@ def encode_turns(
         conversation.append({"role": "user", "content": [*items, {"type": "text", "text": turn.question}]})
         conversation.append({"role": "assistant", "content": turn.answer})
         marked += [(turn.question, turn.question_marks), (turn.answer, turn.answer_marks)]
+    opening = "assistant\n"  # the template's, before each answer
     ids, owner, known, ends, begins, answer, sizes = [], [], [], [], [], -1, iter(cells)
-    pieces: list[tuple[str, list]] = []  # neighbouring texts joined, each with its marks
+    # Neighbouring texts are joined, since BPE may merge across their border; their marks move along.
+    pieces: list[tuple[str, list]] = []
     for piece in render_chat(conversation):
         marks = []
         if marked and not isinstance(piece, Special) and piece == marked[0][0]:
@@ -303,12 +304,12 @@ def encode_turns(
     speaking = False
     for piece, marks in pieces:
         text = not isinstance(piece, Special)
-        if text and piece.startswith("assistant\n"):  # template and answer are two texts: the template ends in \n
-            ids += tokenizer.encode("assistant\n")
+        if text and piece.startswith(opening):  # when asked, the model is given this much: so it is encoded apart
+            ids += tokenizer.encode(opening)
             answer, speaking = answer + 1, True
             begins.append(len(ids) - 1)
             owner += [-1] * (len(ids) - len(owner))
-            piece, marks = piece[10:], [(place - 10, box) for place, box in marks]
+            piece, marks = piece[len(opening) :], [(place - len(opening), box) for place, box in marks]
         at, done = len(ids), 0  # `done` characters of this piece are encoded
         parts = tokenizer.split(piece) if text and (speaking or trusted) else [piece]
         for part in parts:
@@ -318,8 +319,9 @@ def encode_turns(
                 encoding = tokenizer.bpe.encode(part, add_special_tokens=False)
                 spans, new = encoding.offsets, encoding.ids
             for place, box in marks:
-                if place == 0 and done == 0:
+                if place == 0 and done == 0:  # before the answer's first token: at the one that predicts it
                     known.append((at - 1, box))
+                # else at the token in which the character just read, number `place`, lies
                 known += [(len(ids) + i, box) for i, (a, b) in enumerate(spans) if a < place - done <= b]
             if part in ("<|image_pad|>", "<|video_pad|>") and isinstance(part, Special):
                 new = new * next(sizes)

@@ -95,7 +95,7 @@ def squash(image: Image.Image, tokens: int) -> Image.Image:
 
 
 def resolution(file: Path, seeds: int, samples: int, steps: int | None = None) -> Results:
-    """One model, the same pictures, three ways to make them small or large."""
+    """One model, the same pictures, three ways to make them small or large. (`steps`: nothing is trained here.)"""
     results = Results(file, ("way", "limit", "task"))
     model, _ = weights_loader.load("tiny", dtype="float32")
     plans = [("dynamic", tokens) for tokens in MAX_TOKENS]

@@ -60,10 +60,14 @@ DECAY_FROM = 0.2  # of each stage's time; from there the rates fall to zero, wit
 STATE_EVERY = 3 * 60  # seconds between two copies of the training state
 
 TASKS = (*FULL.tasks, "compare", "motion", "text")
+LOSSES = (
+    *("answers", "names", "characters", "places", "boxes", "first"),
+    *("moves", "known", "counts", "events", "beside"),
+)
 
 
 def tiny_config(tokenizer: Qwen2VLTokenizer, layers: int = 8, merge_size: int = 2) -> Qwen2VLConfig:
-    """About 4.5 M parameters in the shape of Qwen2-VL."""
+    """About 4.6 M parameters (of eight layers) in the shape of Qwen2-VL."""
     ids = tokenizer.special_ids
     return Qwen2VLConfig(
         Qwen2VLTextConfig(
@@ -201,9 +205,7 @@ def draw_curves(table: Path, picture: Path) -> None:
     with table.open() as file:
         lines = list(csv.DictReader(file))
     figure, axes = plt.subplots(1, 3, figsize=(15, 4), constrained_layout=True)
-    columns = list(lines[0])[3:]
-    losses = columns[: columns.index("characters right")]
-    for axis, names in zip(axes, (losses, columns[len(losses) : len(losses) + 2], TASKS)):
+    for axis, names in zip(axes, (LOSSES, ("characters right", "things right"), TASKS)):
         for name in names:
             points = [(float(line["minutes"]), float(line[name])) for line in lines if line[name]]
             if points and name not in ("where", "text"):  # no box is right to the last of its digits
@@ -230,20 +232,7 @@ class Table:
             self.counts[name] += count
 
     def write(self, start: dict) -> None:
-        losses = (
-            "answers",
-            "names",
-            "characters",
-            "places",
-            "boxes",
-            "first",
-            "moves",
-            "known",
-            "counts",
-            "events",
-            "beside",
-        )
-        columns = [*start, *losses, "characters right", "things right", *TASKS]
+        columns = [*start, *LOSSES, "characters right", "things right", *TASKS]
         means = {name: round(self.sums[name] / count, 4) for name, count in self.counts.items()}
         line = start | means
         with self.file.open("a", newline="") as file:
@@ -271,6 +260,7 @@ class Trainer:
         return {name: getattr(self, name) for name in ("model", "tower_heads", "heads", "muon", "adamw")}
 
     def tower_losses(self, batch: dict) -> dict[str, Tensor]:
+        """Of the visual tokens that the merger has just put out."""
         names, slots = batch["names"], batch["slots"]
         for name, share in zip(("characters right", "things right"), self.tower_heads.right(self.seen, names, slots)):
             self.record(name, share)
@@ -295,6 +285,7 @@ class Trainer:
         return ANSWER_WEIGHT * answers_loss + self.total(self.heads(is_visual, batch) | self.tower_losses(batch))
 
     def total(self, losses: dict[str, Tensor]) -> Tensor:
+        """Their sum; each is recorded."""
         for name, loss in losses.items():
             self.record(name, loss.item())
         return sum(losses.values())
