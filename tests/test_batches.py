@@ -63,10 +63,12 @@ def test_places_are_those_of_the_object_in_cells_and_as_shares():
     places, has_thing = targets["places"], ~targets["places"][:, 9].isnan()
     assert torch.equal(places[:, 0] * 8, torch.arange(6).repeat(5).float())
     assert torch.equal(has_thing, targets["names"].any(1)) and targets["moves"].isnan().all()
+    assert torch.equal(has_thing, targets["ranks"] >= 0)
     for cell in has_thing.nonzero().flatten().tolist():
         x1, y1, x2, y2 = places[cell, 6:].tolist()
         box = (x1 * scene.width, y1 * scene.height, x2 * scene.width, y2 * scene.height)
-        assert any(thing.box == pytest.approx(box) for thing in scene.things)
+        assert scene.things[targets["ranks"][cell]].box == pytest.approx(box)
+        assert sum(thing.cx < (box[0] + box[2]) / 2 - 0.1 for thing in scene.things) == targets["ranks"][cell]
         assert places[cell, 2:6].tolist() == pytest.approx([x1 * 6 / 8, y1 * 5 / 8, x2 * 6 / 8, y2 * 5 / 8])
 
 
@@ -95,6 +97,28 @@ def test_moves_are_in_the_direction_that_the_clip_shows():
         assert others.abs().max() < 1e-6
         seen.add(event)
     assert seen == set(scenes.DIRECTIONS)
+
+
+def test_what_happens_is_marked_where_and_when_it_does():
+    seen = set()
+    for frames, _, _ in clips(60):
+        event, thing = batches.what_changed(frames)
+        happened = []
+        for i in (0, 2, 4):
+            earlier = frames[i - 1] if i else None
+            changes = batches.cell_targets(frames[i], frames[i + 1], earlier, (4, 6))["changes"]
+            assert changes.shape == (24,) and (changes > 0).sum() <= 1
+            if changes.any():
+                happened.append((changes.argmax().item(), batches.EVENTS[changes.max() - 1]))
+                assert (earlier or frames[i]).things != frames[i + 1].things
+        if event in scenes.DIRECTIONS:
+            assert [found for _, found in happened] == [event] * 3  # it goes on moving
+            seen.add(event)
+        else:
+            assert happened == [(batches.cell_of(thing.cx, thing.cy, frames[0], (4, 6)), event)]  # once
+            seen.add(event)
+    assert seen == set(batches.EVENTS)
+    assert (batches.cell_targets(frames[0], None, None, (4, 6))["changes"] == -1).all()  # a picture has no changes
 
 
 def test_what_changed_is_what_the_answer_says():
@@ -178,13 +202,14 @@ def test_marks_point_to_the_thing_that_is_spoken_of(processor, task):
     assert checked > 10
 
 
-def test_relations_know_which_side():
+def test_relations_know_which_side_is_and_which_is_asked():
     checked = 0
     for seed in range(60):
         turn = batches.picture_turn(scene_of(seed, 3), random.Random(seed), {"relation": 1.0})
         if turn and turn.task == "relation":
             word = re.search(r"(left of|right of|above|below)", turn.question).group()
-            right, down = turn.beside  # of the second thing, seen from the first
+            right, down, relation = turn.beside  # of the second thing, seen from the first
+            assert batches.RELATIONS[relation] == word
             first_is = {"left of": right, "right of": not right, "above": down, "below": not down}[word]
             assert turn.answer == ("Yes." if first_is else "No.")
             checked += 1
@@ -192,9 +217,12 @@ def test_relations_know_which_side():
 
 
 def test_pair_turns_ask_about_both_pictures(processor):
-    rng = random.Random(1)
-    pair = scenes.make_pair(rng, 120, 120, "What is in both pictures?", 4, "train")
-    turns = batches.pair_turns(*pair, rng)
+    rng, made_for = random.Random(1), "What is in both pictures?"
+    pair = scenes.make_pair(rng, 120, 120, made_for, 4, "train")
+    drawn = [batches.pair_turns(*pair, made_for, rng) for _ in range(60)]
+    assert all(made_for in [turn.question for turn in turns] for turns in drawn)
+    assert 60 < sum(len(turns) for turns in drawn) < 150  # the other questions are rare
+    turns = next(turns for turns in drawn if len(turns) == 3)
     assert {turn.question for turn in turns} == set(scenes.COMPARE_QUESTIONS)
     (both,) = [turn for turn in turns if turn.question.startswith("What")]
     wanted = {batches.share_box(t.box, pair[0]) for t in scenes.common_things(*pair)}
@@ -215,6 +243,8 @@ def test_a_round_has_one_target_for_each_visual_token(processor, kind):
     assert (ids == pad).sum() == len(pixels) // 4
     for key, width in (("names", 18), ("slots", SLOTS), ("places", 10), ("moves", 2)):
         assert batch[key].shape == ((ids == pad).sum(), width)
+    assert len(batch["ranks"]) == len(batch["changes"]) == len(batch["names"])
+    assert (batch["changes"] >= 0).all() == (kind == "clip")
     for key in ("counts", "events"):
         rows, ends = batch[key][:, :2].T
         assert (ids[rows, ends] == marks["<|vision_end|>"]).all()
@@ -244,7 +274,7 @@ def test_the_counts_are_those_of_the_scene():
 def test_what_is_held_out_is_not_trained_on():
     for seed in range(300):
         rng = random.Random(seed)
-        width, height = batches.pick_size(rng, 448)
+        width, height = batches.pick_size(rng, 448, evenly=seed % 2 == 0)
         assert max(width, height) <= 4 * min(width, height)
         scene = batches.draw_scene(rng, width, height, 8)
         assert not {(t.colour, t.shape) for t in scene.things} & scenes.HELD_OUT_PAIRS

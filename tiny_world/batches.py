@@ -34,15 +34,17 @@ class Recipe:
     """What is trained on. `tasks` says how often each is asked about one picture, where it fits."""
 
     # again and again, three a step; sheets and pictures with nothing but a text keep the tower and the decoder reading
-    rounds: tuple[str, ...] = ("picture", "read", "sheet", "clip", "picture", "sheet", "picture", "pair", "read")
+    rounds: tuple[str, ...] = ("picture", "read", "clip", "pair", "picture", "sheet") + (
+        *("clip", "picture", "read", "pair", "sheet", "picture"),
+    )
     tasks: Mapping[str, float] = field(
         default_factory=lambda: {
             **{"describe": 3, "where": 3, "count": 3, "colour": 1.5, "shape": 1, "relation": 3, "what": 1, "read": 5}
         }
     )
     things: tuple[int, ...] = (1, 2, 2, 3, 3, 4, 4, 5, 6)  # objects in a picture, drawn evenly
-    max_side: int = scenes.MAX_SIDE // 2  # pixels, but up to twice that in …
-    large_share: float = 0.25  # … this share of the rounds of pictures
+    max_side: int = scenes.MAX_SIDE // 2  # pixels, small sides more often; but up to twice that, evenly, in …
+    large_share: float = 0.4  # … this share of the rounds
     frames: tuple[int, ...] = (4, 5, 6, 7, 8)  # of a clip, drawn evenly
     text_share: float = 0.35  # of the pictures have a text to read
     longer_every: int = 900  # rounds: texts of two characters at first, then of one more
@@ -161,6 +163,7 @@ def make_sheets(seed: int, images: Qwen2VLImageProcessor, recipe: Recipe = FULL,
 TEXT_ONLY_SHARE = 0.02  # of the turns about one picture are about the model itself
 TURN_TOKENS = 110  # of text in one conversation, after the system message
 EVENTS = (*scenes.DIRECTIONS, "appears", "disappears", "turns")
+RELATIONS = ("left of", "right of", "above", "below")
 READ_BELOW = 350  # pixels: texts in larger pictures are kept for the test
 
 MENTION = rf"the (?:({'|'.join(COLOURS)}) )?({'|'.join(SHAPES)}|object)\b"
@@ -177,8 +180,9 @@ class Turn:
     answer: str
     question_marks: list[tuple[int, Box]] = field(default_factory=list)
     answer_marks: list[tuple[int, Box]] = field(default_factory=list)
-    # of "relation": 1 or 0, whether the second thing named is further right than the first, and further down
-    beside: tuple[int, int] | None = None
+    # of "relation": 1 or 0, whether the second thing named is further right than the first, and further down; and the
+    # relation asked for, one of RELATIONS
+    beside: tuple[int, int, int] | None = None
 
 
 def share_box(box: tuple, picture: Scene) -> Box:
@@ -199,7 +203,8 @@ def mark_turn(task: str, question: str, answer: str, picture: Scene, listed: lis
             turn.question_marks.append((match.end(), share_box(fitting[0].box, picture)))
             asked.append(fitting[0])
     if task == "relation":
-        turn.beside = int(asked[1].cx > asked[0].cx), int(asked[1].cy > asked[0].cy)
+        relation = next(i for i, words in enumerate(RELATIONS) if words in question)
+        turn.beside = int(asked[1].cx > asked[0].cx), int(asked[1].cy > asked[0].cy), relation
     if task == "where":
         box = re.search(r"<\|box_start\|>", answer).end()
         turn.answer_marks.append((box, tuple(int(x) / 1000 for x in re.findall(r"\d+", answer))))
@@ -235,9 +240,11 @@ def picture_turn(scene: Scene, rng: random.Random, weights: Mapping[str, float])
     return mark_turn(task, *turn, scene, listed)
 
 
-def pair_turns(first: Scene, second: Scene, rng: random.Random) -> list[Turn]:
-    """The questions about two pictures, in any order."""
-    turns = [scenes.ask_compare(first, second, question) for question in scenes.COMPARE_QUESTIONS]
+def pair_turns(first: Scene, second: Scene, made_for: str, rng: random.Random) -> list[Turn]:
+    """Questions about two pictures, in any order: the one they were made for, since only its answers come in fair
+    shares, and sometimes the other ones."""
+    questions = [q for q in scenes.COMPARE_QUESTIONS if q == made_for or rng.random() < 0.3]
+    turns = [scenes.ask_compare(first, second, question) for question in questions]
     common = scenes.common_things(first, second)
     turns = [mark_turn("compare", *turn, first, common if turn[0].startswith("What") else []) for turn in turns if turn]
     return rng.sample(turns, len(turns))
@@ -337,10 +344,14 @@ def encode_turns(
 # ── Rounds: a set of conversations of one kind, with all that is to be known ────────────────────────────────────────
 
 
-def pick_size(rng: random.Random, largest: int) -> tuple[int, int]:
-    """Width and height in pixels: small ones more often, never longer than 4:1."""
+def pick_size(rng: random.Random, largest: int, evenly: bool = False) -> tuple[int, int]:
+    """Width and height in pixels, small ones more often unless `evenly`, never longer than 4:1."""
+    least = scenes.MIN_SIDE
     while True:
-        width, height = (int(scenes.MIN_SIDE * (largest / scenes.MIN_SIDE) ** rng.random()) for _ in range(2))
+        if evenly:
+            width, height = (rng.randint(least, largest) for _ in range(2))
+        else:
+            width, height = (int(least * (largest / least) ** rng.random()) for _ in range(2))
         if max(width, height) <= scenes.MAX_ASPECT * min(width, height):
             return width, height
 
@@ -375,23 +386,32 @@ def cell_targets(picture: Scene, later: Scene | None, earlier: Scene | None, siz
     """What each cell of a picture must know, or of a pair of frames (`picture`, `later`) after the frame `earlier`.
 
     places (cells, 10): its column and row, the box of its object in cells, all over 8, and as shares of the picture;
-    NaN without an object. moves (cells, 2): how far its object has come, in cells over 4, since `earlier`.
+    NaN without an object. ranks (cells): how many objects are further left than its own, -1 without one. moves
+    (cells, 2): how far its object has come, in cells over 4, since `earlier`. changes (cells): what has happened in it
+    since then (or since `picture`), 0 for nothing, else 1 and up for one of EVENTS; -1 where there is no `later`.
     """
     rows, cols = size
     places = torch.full((rows * cols, 10), torch.nan)
     moves = torch.full((rows * cols, 2), torch.nan)
     places[:, 0] = torch.arange(cols).repeat(rows) / 8
     places[:, 1] = torch.arange(rows).repeat_interleave(cols) / 8
+    ranks = torch.full((rows * cols,), -1)
     names = name_targets(picture, size)
     last = later or picture
-    for thing in last.things:
+    for rank, thing in enumerate(last.things):  # from left to right
         cell, box = cell_of(thing.cx, thing.cy, picture, size), torch.tensor(share_box(thing.box, picture))
         places[cell, 2:6] = box * torch.tensor([cols, rows, cols, rows]) / 8
         places[cell, 6:] = box
+        ranks[cell] = rank
         before = [t for t in (earlier.things if earlier else ()) if t.name == thing.name]
         if len(before) == 1 and [t.name for t in last.things].count(thing.name) == 1:
             way = torch.tensor([thing.cx - before[0].cx, thing.cy - before[0].cy])
             moves[cell] = way / torch.tensor([picture.width / cols, picture.height / rows]) / 4
+    changes = torch.full((rows * cols,), 0 if later else -1)
+    before = earlier or picture
+    if before.things != last.things:
+        event, thing = what_changed([before, last])
+        changes[cell_of(thing.cx, thing.cy, picture, size)] = 1 + EVENTS.index(event)
     texts = [picture.text] if picture.text else []
     slots, first = character_targets(picture, texts, size)
     return {
@@ -399,7 +419,9 @@ def cell_targets(picture: Scene, later: Scene | None, earlier: Scene | None, siz
         "slots": slots,
         "first": first,
         "places": places,
+        "ranks": ranks,
         "moves": moves,
+        "changes": changes,
     }
 
 
@@ -415,8 +437,11 @@ def make_round(
     """Conversations about pictures, texts to be read, pairs of pictures, or clips, as tensors."""
     rng = random.Random(f"{kind}/{seed}")
     images = processor.image_processor
-    is_large = rng.random() < recipe.large_share * (1 if kind == "picture" else 0.3)
-    width, height = pick_size(rng, recipe.max_side * (2 if is_large and kind != "read" else 1))
+    is_large = rng.random() < recipe.large_share
+    largest = recipe.max_side * 2 if is_large else recipe.max_side
+    if kind == "read":
+        largest = min(largest, READ_BELOW - 1)
+    width, height = pick_size(rng, largest, evenly=is_large)
     frames = rng.choice(recipe.frames) if kind == "clip" else 1
     # the frames of a clip are resampled as clips are, which is not quite as pictures are
     resample, target = None, images.target_size(height, width)
@@ -427,7 +452,8 @@ def make_round(
     cells = [size[0] * size[1] * -(-frames // 2)] * len(media)
     rows, parts, patches, grids = [], [], [], []
     counts, events, tasks, known, beside = [], [], [], [], []
-    most, turn_tokens = (2 * recipe.max_rows, 35) if kind == "read" else (recipe.max_rows, TURN_TOKENS)
+    most = recipe.max_rows * (2 if kind == "read" else 1)
+    turn_tokens = {"picture": TURN_TOKENS, "read": 35, "pair": 75, "clip": 60}[kind]
     most = max(1, min(most, recipe.tokens // (sum(cells) + turn_tokens + 20)))
     while len(rows) < most:
         if kind == "picture":
@@ -437,13 +463,13 @@ def make_round(
             shown = [scenes.make_scene(rng, width, height, rng.choice((0, 0, 1)), rng.randint(1, longest))]
             turns = [mark_turn("read", *scenes.ask(shown[0], "read", rng), shown[0], [])]
         elif kind == "pair":
-            made_for, things = rng.choice(scenes.COMPARE_QUESTIONS), rng.randint(1, scenes.MAX_THINGS)
-            pair = scenes.make_pair(rng, width, height, made_for, things, "train")
+            made_for = rng.choice(scenes.COMPARE_QUESTIONS)
+            pair = scenes.make_pair(rng, width, height, made_for, max(recipe.things), "train")
             if not pair or not pair[1].things:
                 continue
-            shown, turns = list(pair), pair_turns(*pair, rng)
+            shown, turns = list(pair), pair_turns(*pair, made_for, rng)
         else:
-            clip = scenes.make_clip(rng, width, height, frames, rng.randint(1, 4), "train")
+            clip = scenes.make_clip(rng, width, height, frames, max(recipe.things), "train")
             if not clip:
                 width, height = pick_size(rng, recipe.max_side)  # nothing moves in so small a picture
                 target = images.frame_size(frames, height, width)
@@ -493,7 +519,9 @@ def make_round(
         },
         "answers": torch.tensor([owner + [-1] * (longest_row - len(owner)) for _, owner in rows]),  # (B, S)
         "known": torch.tensor(known).reshape(-1, 6),  # row, place, box in shares
-        "beside": torch.tensor(beside, dtype=torch.long).reshape(-1, 4),  # row, place, further right, further down
+        "beside": torch.tensor(beside, dtype=torch.long).reshape(
+            -1, 5
+        ),  # row, place, further right, further down, relation
         "counts": torch.tensor(counts, dtype=torch.long).reshape(-1, 2 + len(NAMES) + 1),
         "events": torch.tensor(events, dtype=torch.long).reshape(-1, 6),
         **targets,

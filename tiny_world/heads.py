@@ -8,11 +8,12 @@ a linear head must be able to read off what is needed there. The heads are never
   * layer 2, each visual token: its column and row, and its object's box in cells. The tower cannot know them (its
     rotary positions are relative, and a picture has no marked border); the decoder can, from M-RoPE's distance to
     <|vision_start|>, but what it finds it must also write down where later layers can read it;
-  * layer 4, each visual token: its object's box as shares of the picture, in the digits of the answers; of a text, how
-    many characters come before this cell; in a clip, how far the object has come since the frames before;
+  * layer 4, each visual token: its object's box as shares of the picture, in the digits of the answers, and how many
+    objects are further left; of a text, how many characters come before this cell; in a clip, how far the object has
+    come since the frames before, and what has happened here;
   * layer 5, words that name a thing, or come just before one is named: the box of that thing;
   * layer 5, <|vision_end|>: how many there are of each shape, of each colour, and in all; what happened in a clip;
-  * layer 6, before "Yes." or "No.": on which side of the first thing the second one is.
+  * layer 6, before "Yes." or "No.": on which side of the first thing the second one is, and which side was asked for.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qwen2vl_mini import Qwen2VLForConditionalGeneration
-from tiny_world.batches import EVENTS, NAMES, SLOTS
-from tiny_world.scenes import CHARACTERS, COLOURS, MAX_TEXT_LENGTH, SHAPES
+from tiny_world.batches import EVENTS, NAMES, RELATIONS, SLOTS
+from tiny_world.scenes import CHARACTERS, COLOURS, MAX_TEXT_LENGTH, MAX_THINGS, SHAPES
 
 
 class TowerHeads(nn.Module):
@@ -65,11 +66,14 @@ class DecoderHeads(nn.Module):
         self.shares = nn.Linear(width, 4)
         self.digits = nn.Linear(width, 4 * (11 + 10))  # hundreds 0 to 10 and tens 0 to 9 of four coordinates
         self.first = nn.Linear(width, MAX_TEXT_LENGTH)
+        self.ranks = nn.Linear(width, MAX_THINGS)
         self.moves = nn.Linear(width, 2)
+        self.changes = nn.Linear(width, 1 + len(EVENTS))
         self.counts = nn.Linear(width, (len(NAMES) + 1) * 7)  # 0 to 6 of each, and of all
         self.event_sizes = [len(EVENTS), len(SHAPES), len(COLOURS), len(COLOURS)]
         self.events = nn.Linear(width, sum(self.event_sizes))
         self.beside = nn.Linear(width, 2)
+        self.relations = nn.Linear(width, len(RELATIONS))
         self.states: dict[int, Tensor] = {}
         for i in (1, 3, 4, 5):
             model.model.layers[i].register_forward_hook(lambda *call, i=i: self.states.update({i: call[-1]}))
@@ -97,10 +101,15 @@ class DecoderHeads(nn.Module):
         losses["places"] = 2 * (error.nanmean(0).nansum())
         if has_thing.any():
             losses["boxes"] = self.box_loss(cells[has_thing], places[has_thing, 6:])
+            losses["ranks"] = F.cross_entropy(self.ranks(cells[has_thing]), batch["ranks"][has_thing])
         if has_text.any():
             losses["first"] = F.cross_entropy(self.first(cells[has_text]), first[has_text])
         if has_move.any():
             losses["moves"] = 2 * (self.moves(cells[has_move]) - moves[has_move]).abs().mean(0).sum()
+        changes = batch["changes"]
+        if (changes >= 0).any():  # nearly nothing happens in nearly every cell, so the mean is over the other ones
+            error = F.cross_entropy(self.changes(cells), changes, ignore_index=-1, reduction="sum")
+            losses["changes"] = error / max(10, (changes > 0).sum())
         if len(batch["known"]):
             row, place = batch["known"][:, :2].long().T
             losses["known"] = self.box_loss(fifth[row, place], batch["known"][:, 2:])
@@ -114,6 +123,7 @@ class DecoderHeads(nn.Module):
             losses["events"] = sum(F.cross_entropy(x, y) for x, y in zip(parts, batch["events"][:, 2:].T))
         if len(batch["beside"]):
             row, place = batch["beside"][:, :2].T
-            logits = self.beside(self.read(5)[row, place])
-            losses["beside"] = 2 * F.binary_cross_entropy_with_logits(logits, batch["beside"][:, 2:].float())
+            states, (sides, asked) = self.read(5)[row, place], batch["beside"][:, 2:].split([2, 1], dim=1)
+            losses["beside"] = 2 * F.binary_cross_entropy_with_logits(self.beside(states), sides.float())
+            losses["relations"] = F.cross_entropy(self.relations(states), asked[:, 0])
         return losses

@@ -198,7 +198,13 @@ WAYS = {"M-RoPE": 20.0, "1-D RoPE": 20.0, "1-D RoPE, theta 1000": 1000.0}
 TRAINED_FRAMES = (4, 6, 8)
 MORE_FRAMES = (12, 16, 24, 32)
 ROPE_RECIPE = replace(
-    FULL, tasks={"describe": 2, "relation": 3, "count": 1}, max_side=140, large_share=0.0, text_share=0.0, tokens=2500
+    FULL,
+    tasks={"describe": 2, "relation": 3, "count": 1},
+    things=(1, 2, 3),
+    max_side=140,
+    large_share=0.0,
+    text_share=0.0,
+    tokens=2500,
 )
 
 

@@ -61,8 +61,8 @@ STATE_EVERY = 3 * 60  # seconds between two copies of the training state
 
 TASKS = (*FULL.tasks, "compare", "motion", "text")
 LOSSES = (
-    *("answers", "names", "characters", "places", "boxes", "first"),
-    *("moves", "known", "counts", "events", "beside"),
+    *("answers", "names", "characters", "places", "boxes", "ranks", "first"),
+    *("moves", "changes", "known", "counts", "events", "beside", "relations"),
 )
 
 
