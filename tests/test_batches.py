@@ -57,19 +57,18 @@ def test_a_cell_keeps_its_first_characters_only():
     assert "".join(CHARACTERS[k - 1] for k in slots[0].tolist()) == scene.text.string[:SLOTS]
 
 
-def test_places_are_those_of_the_object_in_cells_and_as_shares():
+def test_places_are_those_of_the_object_in_cells():
     scene = scene_of(8, 3)
-    targets = batches.cell_targets(scene, None, None, (5, 6))
-    places, has_thing = targets["places"], ~targets["places"][:, 9].isnan()
+    targets = batches.cell_targets(scene, (5, 6))
+    places, has_thing = targets["places"], ~targets["places"][:, 5].isnan()
     assert torch.equal(places[:, 0] * 8, torch.arange(6).repeat(5).float())
     assert torch.equal(has_thing, targets["names"].any(1)) and targets["moves"].isnan().all()
     assert torch.equal(has_thing, targets["ranks"] >= 0)
     for cell in has_thing.nonzero().flatten().tolist():
-        x1, y1, x2, y2 = places[cell, 6:].tolist()
+        x1, y1, x2, y2 = (places[cell, 2:] * 8 / torch.tensor([6, 5, 6, 5])).tolist()
         box = (x1 * scene.width, y1 * scene.height, x2 * scene.width, y2 * scene.height)
         assert scene.things[targets["ranks"][cell]].box == pytest.approx(box)
         assert sum(thing.cx < (box[0] + box[2]) / 2 - 0.1 for thing in scene.things) == targets["ranks"][cell]
-        assert places[cell, 2:6].tolist() == pytest.approx([x1 * 6 / 8, y1 * 5 / 8, x2 * 6 / 8, y2 * 5 / 8])
 
 
 def clips(count: int, things: int = 3):
@@ -84,7 +83,7 @@ def test_moves_are_in_the_direction_that_the_clip_shows():
     seen = set()
     for frames, _, _ in clips(60):
         event, thing = batches.what_changed(frames)
-        targets = batches.cell_targets(frames[4], frames[5], frames[3], (4, 6))
+        targets = batches.cell_targets(frames[4], (4, 6), frames[5], frames[3])
         moved = targets["moves"].nan_to_num()
         if event not in scenes.DIRECTIONS or [t.name for t in frames[0].things].count(thing.name) > 1:
             continue
@@ -106,7 +105,7 @@ def test_what_happens_is_marked_where_and_when_it_does():
         happened = []
         for i in (0, 2, 4):
             earlier = frames[i - 1] if i else None
-            changes = batches.cell_targets(frames[i], frames[i + 1], earlier, (4, 6))["changes"]
+            changes = batches.cell_targets(frames[i], (4, 6), frames[i + 1], earlier)["changes"]
             assert changes.shape == (24,) and (changes > 0).sum() <= 1
             if changes.any():
                 happened.append((changes.argmax().item(), batches.EVENTS[changes.max() - 1]))
@@ -118,7 +117,7 @@ def test_what_happens_is_marked_where_and_when_it_does():
             assert happened == [(batches.cell_of(thing.cx, thing.cy, frames[0], (4, 6)), event)]  # once
             seen.add(event)
     assert seen == set(batches.EVENTS)
-    assert (batches.cell_targets(frames[0], None, None, (4, 6))["changes"] == -1).all()  # a picture has no changes
+    assert (batches.cell_targets(frames[0], (4, 6))["changes"] == -1).all()  # a picture has no changes
 
 
 def test_what_changed_is_what_the_answer_says():
@@ -225,10 +224,35 @@ def test_pair_turns_ask_about_both_pictures(processor):
     turns = next(turns for turns in drawn if len(turns) == 3)
     assert {turn.question for turn in turns} == set(scenes.COMPARE_QUESTIONS)
     (both,) = [turn for turn in turns if turn.question.startswith("What")]
-    wanted = {batches.share_box(t.box, pair[0]) for t in scenes.common_things(*pair)}
+    matched = batches.matched_things(*pair)
+    assert [pair[0].things[i] for i in matched] == scenes.common_things(*pair)
+    wanted = {batches.share_box(pair[1].things[k].box, pair[1]) for k in matched.values()}  # seen in the second one
     assert {box for _, box in both.answer_marks} == wanted
     ids, _, _, ends, words = encoded(processor, turns, ("image", "image"), (4, 6))
     assert [words[end] for end in ends] == ["<|vision_end|>"] * 2 and ends[1] - ends[0] == 6 + 2
+
+
+def test_a_second_picture_knows_what_it_shares_with_the_first():
+    for seed in range(40):
+        rng = random.Random(seed)
+        question = scenes.COMPARE_QUESTIONS[seed % 3]
+        pair = scenes.make_pair(rng, 160, 120, question, 5, "train")
+        if not pair:
+            continue
+        more, same = batches.pair_targets(*pair)
+        answers = {q: (scenes.ask_compare(*pair, q) or ("", ""))[1] for q in scenes.COMPARE_QUESTIONS}
+        assert answers[scenes.COMPARE_QUESTIONS[0]] == ("Picture 1.", "Neither.", "Picture 2.")[more]
+        assert answers[scenes.COMPARE_QUESTIONS[1]] == ("No.", "Yes.")[same]
+        matches = batches.cell_targets(pair[1], (4, 6), before=pair[0])["matches"]
+        assert torch.equal(matches >= 0, batches.name_targets(pair[1], (4, 6)).any(1))
+        for thing in pair[1].things:
+            match = matches[batches.cell_of(thing.cx, thing.cy, pair[1], (4, 6))].item()
+            if match > 0:
+                assert pair[0].things[match - 1].name == thing.name
+            else:
+                taken = [t.name for t in scenes.common_things(*pair)]
+                assert [t.name for t in pair[1].things].count(thing.name) > taken.count(thing.name)
+    assert (batches.cell_targets(pair[0], (4, 6))["matches"] == -1).all()
 
 
 # --- rounds and sheets -----------------------------------------------------------------------------------------------
@@ -241,15 +265,18 @@ def test_a_round_has_one_target_for_each_visual_token(processor, kind):
     pad = marks["<|video_pad|>" if kind == "clip" else "<|image_pad|>"]
     pixels = batch["inputs"]["pixel_values_videos" if kind == "clip" else "pixel_values"]
     assert (ids == pad).sum() == len(pixels) // 4
-    for key, width in (("names", 18), ("slots", SLOTS), ("places", 10), ("moves", 2)):
+    for key, width in (("names", 18), ("slots", SLOTS), ("places", 6), ("moves", 2)):
         assert batch[key].shape == ((ids == pad).sum(), width)
     assert len(batch["ranks"]) == len(batch["changes"]) == len(batch["names"])
     assert (batch["changes"] >= 0).all() == (kind == "clip")
-    for key in ("counts", "events"):
+    for key in ("counts", "events", "pairs", "ends"):
         rows, ends = batch[key][:, :2].T
         assert (ids[rows, ends] == marks["<|vision_end|>"]).all()
     media = len(ids) * (2 if kind == "pair" else 1)
     assert (len(batch["counts"]), len(batch["events"])) == ((0, media) if kind == "clip" else (media, 0))
+    assert len(batch["ends"]) == media and len(batch["pairs"]) == (len(ids) if kind == "pair" else 0)
+    assert (batch["matches"] >= 0).any() == (kind == "pair")
+    assert batch["size"][0] * batch["size"][1] * len(ids) <= len(batch["names"])
     assert (batch["answers"].max(1).values + 1).tolist() == [len(tasks) for tasks in batch["tasks"]]
     assert (batch["known"][:, 2:] >= 0).all() and (batch["known"][:, 2:] <= 1).all()
     again = batches.make_round(kind, 3, processor)

@@ -240,13 +240,31 @@ def picture_turn(scene: Scene, rng: random.Random, weights: Mapping[str, float])
     return mark_turn(task, *turn, scene, listed)
 
 
+def matched_things(first: Scene, second: Scene) -> dict[int, int]:
+    """Things of the same colour and shape in two pictures: number in the first → number in the second."""
+    matched: dict[int, int] = {}
+    for i, thing in enumerate(first.things):
+        for k, other in enumerate(second.things):
+            if other.name == thing.name and k not in matched.values():
+                matched[i] = k
+                break
+    return matched
+
+
+def pair_targets(first: Scene, second: Scene) -> list[int]:
+    """The second picture has fewer, as many or more things (0, 1, 2), and whether it is the same (0, 1)."""
+    return [1 + (len(second.things) > len(first.things)) - (len(second.things) < len(first.things)), first == second]
+
+
 def pair_turns(first: Scene, second: Scene, made_for: str, rng: random.Random) -> list[Turn]:
     """Questions about two pictures, in any order: the one they were made for, since only its answers come in fair
     shares, and sometimes the other ones."""
     questions = [q for q in scenes.COMPARE_QUESTIONS if q == made_for or rng.random() < 0.3]
     turns = [scenes.ask_compare(first, second, question) for question in questions]
-    common = scenes.common_things(first, second)
-    turns = [mark_turn("compare", *turn, first, common if turn[0].startswith("What") else []) for turn in turns if turn]
+    common = [second.things[i] for i in matched_things(first, second).values()]
+    turns = [
+        mark_turn("compare", *turn, second, common if turn[0].startswith("What") else []) for turn in turns if turn
+    ]
     return rng.sample(turns, len(turns))
 
 
@@ -382,36 +400,41 @@ def turns_of_picture(
     return turns or [Turn("text", *sorted(scenes.TEXT_ONLY.items())[0])]
 
 
-def cell_targets(picture: Scene, later: Scene | None, earlier: Scene | None, size: Size) -> dict[str, Tensor]:
-    """What each cell of a picture must know, or of a pair of frames (`picture`, `later`) after the frame `earlier`.
+def cell_targets(
+    picture: Scene, size: Size, later: Scene | None = None, earlier: Scene | None = None, before: Scene | None = None
+) -> dict[str, Tensor]:
+    """What each cell must know of a picture, alone or after the picture `before`, or of a pair of frames (`picture`,
+    `later`), after the frame `earlier` if they are not the first. Numbers that do not apply are NaN or -1.
 
-    places (cells, 10): its column and row, the box of its object in cells, all over 8, and as shares of the picture;
-    NaN without an object. ranks (cells): how many objects are further left than its own, -1 without one. moves
-    (cells, 2): how far its object has come, in cells over 4, since `earlier`. changes (cells): what has happened in it
-    since then (or since `picture`), 0 for nothing, else 1 and up for one of EVENTS; -1 where there is no `later`.
+    places (cells, 6): its column and row, and the box of its object in cells, all over 8. ranks (cells): how many
+    objects are further left than its own. moves (cells, 2): how far its object has come, in cells over 4, since
+    `earlier`. changes (cells): what has happened in it since then (or since `picture`), 0 for nothing, else 1 and up
+    for one of EVENTS. matches (cells): 0 if its object is not in `before`, else 1 and up, the object's rank there.
     """
     rows, cols = size
-    places = torch.full((rows * cols, 10), torch.nan)
+    places = torch.full((rows * cols, 6), torch.nan)
     moves = torch.full((rows * cols, 2), torch.nan)
+    ranks, matches = (torch.full((rows * cols,), -1) for _ in range(2))
     places[:, 0] = torch.arange(cols).repeat(rows) / 8
     places[:, 1] = torch.arange(rows).repeat_interleave(cols) / 8
-    ranks = torch.full((rows * cols,), -1)
     names = name_targets(picture, size)
     last = later or picture
     for rank, thing in enumerate(last.things):  # from left to right
         cell, box = cell_of(thing.cx, thing.cy, picture, size), torch.tensor(share_box(thing.box, picture))
-        places[cell, 2:6] = box * torch.tensor([cols, rows, cols, rows]) / 8
-        places[cell, 6:] = box
+        places[cell, 2:] = box * torch.tensor([cols, rows, cols, rows]) / 8
         ranks[cell] = rank
-        before = [t for t in (earlier.things if earlier else ()) if t.name == thing.name]
-        if len(before) == 1 and [t.name for t in last.things].count(thing.name) == 1:
-            way = torch.tensor([thing.cx - before[0].cx, thing.cy - before[0].cy])
+        same = [t for t in (earlier.things if earlier else ()) if t.name == thing.name]
+        if len(same) == 1 and [t.name for t in last.things].count(thing.name) == 1:
+            way = torch.tensor([thing.cx - same[0].cx, thing.cy - same[0].cy])
             moves[cell] = way / torch.tensor([picture.width / cols, picture.height / rows]) / 4
     changes = torch.full((rows * cols,), 0 if later else -1)
-    before = earlier or picture
-    if before.things != last.things:
-        event, thing = what_changed([before, last])
+    if (earlier or picture).things != last.things:
+        event, thing = what_changed([earlier or picture, last])
         changes[cell_of(thing.cx, thing.cy, picture, size)] = 1 + EVENTS.index(event)
+    if before:
+        numbers = {k: 1 + i for i, k in matched_things(before, picture).items()}
+        for k, thing in enumerate(picture.things):
+            matches[cell_of(thing.cx, thing.cy, picture, size)] = numbers.get(k, 0)
     texts = [picture.text] if picture.text else []
     slots, first = character_targets(picture, texts, size)
     return {
@@ -422,6 +445,7 @@ def cell_targets(picture: Scene, later: Scene | None, earlier: Scene | None, siz
         "ranks": ranks,
         "moves": moves,
         "changes": changes,
+        "matches": matches,
     }
 
 
@@ -451,7 +475,7 @@ def make_round(
     media = {"picture": ["image"], "read": ["image"], "pair": ["image", "image"], "clip": ["video"]}[kind]
     cells = [size[0] * size[1] * -(-frames // 2)] * len(media)
     rows, parts, patches, grids = [], [], [], []
-    counts, events, tasks, known, beside = [], [], [], [], []
+    counts, events, pairs, tasks, known, beside, all_ends = [], [], [], [], [], [], []
     most = recipe.max_rows * (2 if kind == "read" else 1)
     turn_tokens = {"picture": TURN_TOKENS, "read": 35, "pair": 75, "clip": 60}[kind]
     most = max(1, min(most, recipe.tokens // (sum(cells) + turn_tokens + 20)))
@@ -481,6 +505,7 @@ def make_round(
         row = len(rows)
         rows.append((ids, owner))
         tasks.append([turn.task for turn in turns])
+        all_ends += [[row, end] for end in ends]
         known += [[row, place, *box] for place, box in boxes]
         beside += [[row, place, *turn.beside] for place, turn in zip(begins, turns, strict=True) if turn.beside]
         drawn = {id(scene): scene for scene in shown}  # frames that do not change are drawn once
@@ -491,7 +516,7 @@ def make_round(
             grids.append(grid)
             twos = [shown[i : i + 2] for i in range(0, frames, 2)]
             for i, two in enumerate(twos):
-                parts.append(cell_targets(two[0], two[-1], twos[i - 1][-1] if i else None, size))
+                parts.append(cell_targets(two[0], size, two[-1], twos[i - 1][-1] if i else None))
             event, thing = what_changed(shown)
             now = [t for t in shown[-1].things if t not in shown[0].things] or [thing]
             colours = list(COLOURS)
@@ -500,12 +525,14 @@ def make_round(
                 + [colours.index(thing.colour), colours.index(now[0].colour)]
             )
         else:
-            for scene, end in zip(shown, ends, strict=True):
+            for i, (scene, end) in enumerate(zip(shown, ends, strict=True)):
                 pixels, grid = images.patches_of([drawn[id(scene)]], target, resample)
                 patches.append(pixels)
                 grids.append(grid)
-                parts.append(cell_targets(scene, None, None, size))
+                parts.append(cell_targets(scene, size, before=shown[0] if i else None))
                 counts.append([row, end, *count_targets(scene)])
+            if kind == "pair":
+                pairs.append([row, ends[1], *pair_targets(*shown)])
     longest_row = max(len(ids) for ids, _ in rows)
     pad = processor.tokenizer.pad_token_id
     suffix = "_videos" if kind == "clip" else ""
@@ -517,6 +544,8 @@ def make_round(
             f"pixel_values{suffix}": torch.cat(patches),  # (N, 1176)
             "video_grid_thw" if suffix else "image_grid_thw": torch.tensor(grids),  # (B, 3)
         },
+        "size": size,  # of all pictures, in cells
+        "ends": torch.tensor(all_ends),  # row, place
         "answers": torch.tensor([owner + [-1] * (longest_row - len(owner)) for _, owner in rows]),  # (B, S)
         "known": torch.tensor(known).reshape(-1, 6),  # row, place, box in shares
         "beside": torch.tensor(beside, dtype=torch.long).reshape(
@@ -524,6 +553,7 @@ def make_round(
         ),  # row, place, further right, further down, relation
         "counts": torch.tensor(counts, dtype=torch.long).reshape(-1, 2 + len(NAMES) + 1),
         "events": torch.tensor(events, dtype=torch.long).reshape(-1, 6),
+        "pairs": torch.tensor(pairs, dtype=torch.long).reshape(-1, 4),
         **targets,
         "tasks": tasks,
     }

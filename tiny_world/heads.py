@@ -8,11 +8,15 @@ a linear head must be able to read off what is needed there. The heads are never
   * layer 2, each visual token: its column and row, and its object's box in cells. The tower cannot know them (its
     rotary positions are relative, and a picture has no marked border); the decoder can, from M-RoPE's distance to
     <|vision_start|>, but what it finds it must also write down where later layers can read it;
-  * layer 4, each visual token: its object's box as shares of the picture, in the digits of the answers, and how many
-    objects are further left; of a text, how many characters come before this cell; in a clip, how far the object has
-    come since the frames before, and what has happened here;
-  * layer 5, words that name a thing, or come just before one is named: the box of that thing;
-  * layer 5, <|vision_end|>: how many there are of each shape, of each colour, and in all; what happened in a clip;
+  * layer 3, each visual token: how many objects are further left than its own; of a text, how many characters come
+    before this cell. <|vision_end|>: the columns and rows of the picture, which no visual token can know, as none sees
+    those after it;
+  * layer 4, each visual token: in a clip, how far its object has come since the frames before, and what has happened
+    here; in a second picture, whether its object is in the first one, too, and where in the order there;
+  * layer 4, words that name a thing, or come just before one is named: the box of that thing in cells; layer 5: the
+    same as shares of the picture, in the digits of the answers;
+  * layer 5, <|vision_end|>: how many there are of each shape, of each colour, and in all; what happened in a clip; of a
+    second picture, whether it is the same and whether it has more objects;
   * layer 6, before "Yes." or "No.": on which side of the first thing the second one is, and which side was asked for.
 """
 
@@ -24,7 +28,9 @@ from torch import Tensor, nn
 
 from qwen2vl_mini import Qwen2VLForConditionalGeneration
 from tiny_world.batches import EVENTS, NAMES, RELATIONS, SLOTS
-from tiny_world.scenes import CHARACTERS, COLOURS, MAX_TEXT_LENGTH, MAX_THINGS, SHAPES
+from tiny_world.scenes import CHARACTERS, COLOURS, MAX_SIDE, MAX_TEXT_LENGTH, MAX_THINGS, SHAPES
+
+LARGEST_SIZE = MAX_SIDE // 28  # rows or columns of visual tokens
 
 
 class TowerHeads(nn.Module):
@@ -63,24 +69,75 @@ class DecoderHeads(nn.Module):
         super().__init__()
         width = model.config.text_config.hidden_size
         self.places = nn.Linear(width, 6)
-        self.shares = nn.Linear(width, 4)
-        self.digits = nn.Linear(width, 4 * (11 + 10))  # hundreds 0 to 10 and tens 0 to 9 of four coordinates
-        self.first = nn.Linear(width, MAX_TEXT_LENGTH)
         self.ranks = nn.Linear(width, MAX_THINGS)
+        self.first = nn.Linear(width, MAX_TEXT_LENGTH)
+        self.sizes = nn.Linear(width, 2 * LARGEST_SIZE)  # rows and columns, from 1
         self.moves = nn.Linear(width, 2)
         self.changes = nn.Linear(width, 1 + len(EVENTS))
+        self.matches = nn.Linear(width, 1 + MAX_THINGS)
+        self.found = nn.Linear(width, 4)
+        self.shares = nn.Linear(width, 4)
+        self.digits = nn.Linear(width, 4 * (11 + 10))  # hundreds 0 to 10 and tens 0 to 9 of four coordinates
         self.counts = nn.Linear(width, (len(NAMES) + 1) * 7)  # 0 to 6 of each, and of all
         self.event_sizes = [len(EVENTS), len(SHAPES), len(COLOURS), len(COLOURS)]
         self.events = nn.Linear(width, sum(self.event_sizes))
+        self.pairs = nn.Linear(width, 3 + 2)
         self.beside = nn.Linear(width, 2)
         self.relations = nn.Linear(width, len(RELATIONS))
         self.states: dict[int, Tensor] = {}
-        for i in (1, 3, 4, 5):
+        for i in range(1, 6):
             model.model.layers[i].register_forward_hook(lambda *call, i=i: self.states.update({i: call[-1]}))
 
-    def read(self, layer: int) -> Tensor:
-        """States after a layer (B, S, C), normalised, since they grow from layer to layer."""
-        return F.layer_norm(self.states[layer].float(), self.states[layer].shape[-1:])
+    def after(self, layer: int) -> Tensor:
+        """States after the layer of this number, from 1 (B, S, C), normalised, since they grow from layer to layer."""
+        states = self.states[layer - 1].float()
+        return F.layer_norm(states, states.shape[-1:])
+
+    def forward(self, is_visual: Tensor, batch: dict) -> dict[str, Tensor]:
+        """Losses of a round: `is_visual` (B, S) tells the visual tokens, `batch` is from `batches.make_round`."""
+        fourth, fifth = self.after(4), self.after(5)
+        losses = self.cell_losses(self.after(2)[is_visual], self.after(3)[is_visual], fourth[is_visual], batch)
+        rows, cols = batch["size"]
+        row, place = batch["ends"].T
+        sizes = self.sizes(self.after(3)[row, place]).view(-1, LARGEST_SIZE)  # (2·E, 16)
+        wanted = torch.tensor([rows, cols]).clamp(max=LARGEST_SIZE) - 1
+        losses["sizes"] = F.cross_entropy(sizes, wanted.repeat(len(row)))
+        if len(batch["known"]):
+            (row, place), boxes = batch["known"][:, :2].long().T, batch["known"][:, 2:]
+            in_cells = boxes * torch.tensor([cols, rows, cols, rows]) / 8
+            losses["found"] = 2 * (self.found(fourth[row, place]) - in_cells).abs().mean(0).sum()
+            losses["known"] = self.box_loss(fifth[row, place], boxes)
+        if len(batch["counts"]):
+            row, place = batch["counts"][:, :2].T
+            logits = self.counts(fifth[row, place]).view(-1, 7)
+            losses["counts"] = 4 * F.cross_entropy(logits, batch["counts"][:, 2:].flatten())
+        for name, parts in (("events", self.event_sizes), ("pairs", [3, 2])):
+            if len(batch[name]):
+                row, place = batch[name][:, :2].T
+                logits = getattr(self, name)(fifth[row, place]).split(parts, dim=-1)
+                losses[name] = sum(F.cross_entropy(x, y) for x, y in zip(logits, batch[name][:, 2:].T))
+        if len(batch["beside"]):
+            row, place = batch["beside"][:, :2].T
+            states, (sides, asked) = self.after(6)[row, place], batch["beside"][:, 2:].split([2, 1], dim=1)
+            losses["beside"] = 2 * F.binary_cross_entropy_with_logits(self.beside(states), sides.float())
+            losses["relations"] = F.cross_entropy(self.relations(states), asked[:, 0])
+        return losses
+
+    def cell_losses(self, second: Tensor, third: Tensor, fourth: Tensor, batch: dict) -> dict[str, Tensor]:
+        """Of the visual tokens alone: their states after three layers, (M, C) each."""
+        error = (self.places(second) - batch["places"]).abs()  # NaN without object
+        losses = {"places": 2 * (error.nanmean(0).nansum())}
+        for name, states in (("ranks", third), ("first", third), ("matches", fourth)):
+            has = batch[name] >= 0
+            if has.any():
+                losses[name] = F.cross_entropy(getattr(self, name)(states[has]), batch[name][has])
+        has_move, changes = ~batch["moves"][:, 0].isnan(), batch["changes"]
+        if has_move.any():
+            losses["moves"] = 2 * (self.moves(fourth[has_move]) - batch["moves"][has_move]).abs().mean(0).sum()
+        if (changes >= 0).any():  # nothing happens in nearly every cell, so the mean is over the other ones
+            error = F.cross_entropy(self.changes(fourth), changes, ignore_index=-1, reduction="sum")
+            losses["changes"] = error / max(10, (changes > 0).sum())
+        return losses
 
     def box_loss(self, states: Tensor, boxes: Tensor) -> Tensor:
         """Distance, and cross-entropy of the first two of three digits: states (n, C), boxes (n, 4) as shares."""
@@ -89,41 +146,3 @@ class DecoderHeads(nn.Module):
         loss = F.cross_entropy(hundreds.flatten(0, 1), thousandths.flatten() // 100)
         loss = loss + F.cross_entropy(tens.flatten(0, 1), thousandths.flatten() // 10 % 10)
         return loss + 2 * (self.shares(states) - boxes).abs().mean(0).sum()
-
-    def forward(self, is_visual: Tensor, batch: dict) -> dict[str, Tensor]:
-        """Losses of a round: `is_visual` (B, S) tells the visual tokens, `batch` is from `batches.make_round`."""
-        losses = {}
-        places, moves, first = batch["places"], batch["moves"], batch["first"]
-        second, fourth, fifth = (self.read(i) for i in (1, 3, 4))
-        cells = fourth[is_visual]  # (M, C)
-        has_thing, has_text, has_move = ~places[:, -1].isnan(), first >= 0, ~moves[:, 0].isnan()
-        error = (self.places(second[is_visual]) - places[:, :6]).abs()  # NaN without object
-        losses["places"] = 2 * (error.nanmean(0).nansum())
-        if has_thing.any():
-            losses["boxes"] = self.box_loss(cells[has_thing], places[has_thing, 6:])
-            losses["ranks"] = F.cross_entropy(self.ranks(cells[has_thing]), batch["ranks"][has_thing])
-        if has_text.any():
-            losses["first"] = F.cross_entropy(self.first(cells[has_text]), first[has_text])
-        if has_move.any():
-            losses["moves"] = 2 * (self.moves(cells[has_move]) - moves[has_move]).abs().mean(0).sum()
-        changes = batch["changes"]
-        if (changes >= 0).any():  # nearly nothing happens in nearly every cell, so the mean is over the other ones
-            error = F.cross_entropy(self.changes(cells), changes, ignore_index=-1, reduction="sum")
-            losses["changes"] = error / max(10, (changes > 0).sum())
-        if len(batch["known"]):
-            row, place = batch["known"][:, :2].long().T
-            losses["known"] = self.box_loss(fifth[row, place], batch["known"][:, 2:])
-        if len(batch["counts"]):
-            row, place = batch["counts"][:, :2].T
-            logits = self.counts(fifth[row, place]).view(-1, 7)
-            losses["counts"] = 4 * F.cross_entropy(logits, batch["counts"][:, 2:].flatten())
-        if len(batch["events"]):
-            row, place = batch["events"][:, :2].T
-            parts = self.events(fifth[row, place]).split(self.event_sizes, dim=-1)
-            losses["events"] = sum(F.cross_entropy(x, y) for x, y in zip(parts, batch["events"][:, 2:].T))
-        if len(batch["beside"]):
-            row, place = batch["beside"][:, :2].T
-            states, (sides, asked) = self.read(5)[row, place], batch["beside"][:, 2:].split([2, 1], dim=1)
-            losses["beside"] = 2 * F.binary_cross_entropy_with_logits(self.beside(states), sides.float())
-            losses["relations"] = F.cross_entropy(self.relations(states), asked[:, 0])
-        return losses

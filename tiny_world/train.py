@@ -61,8 +61,8 @@ STATE_EVERY = 3 * 60  # seconds between two copies of the training state
 
 TASKS = (*FULL.tasks, "compare", "motion", "text")
 LOSSES = (
-    *("answers", "names", "characters", "places", "boxes", "ranks", "first"),
-    *("moves", "changes", "known", "counts", "events", "beside", "relations"),
+    *("answers", "names", "characters", "places", "ranks", "first", "sizes", "moves", "changes", "matches"),
+    *("found", "known", "counts", "events", "pairs", "beside", "relations"),
 )
 
 
