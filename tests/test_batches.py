@@ -33,8 +33,8 @@ def test_names_stand_in_the_cell_of_each_centre():
             for t in scene.things
             for name in (t.shape, t.colour)
         }
-        found = batches.name_targets(scene, (rows, cols))
-        assert found.shape == (rows * cols, 18)
+        found, edges = batches.name_targets(scene, (rows, cols))
+        assert found.shape == (rows * cols, 18) and torch.equal(found.any(1), ~edges.isnan().any(1))
         assert {(int(cell), int(k)) for cell, k in found.nonzero()} == wanted
 
 
@@ -68,6 +68,8 @@ def test_places_are_those_of_the_object_in_cells():
         x1, y1, x2, y2 = (places[cell, 2:] * 8 / torch.tensor([6, 5, 6, 5])).tolist()
         box = (x1 * scene.width, y1 * scene.height, x2 * scene.width, y2 * scene.height)
         assert scene.things[targets["ranks"][cell]].box == pytest.approx(box)
+        corner = torch.tensor([cell % 6, cell // 6]).repeat(2)
+        assert torch.allclose(targets["edges"][cell] + corner, 8 * places[cell, 2:], atol=1e-5)
         assert sum(thing.cx < (box[0] + box[2]) / 2 - 0.1 for thing in scene.things) == targets["ranks"][cell]
 
 
@@ -244,7 +246,7 @@ def test_a_second_picture_knows_what_it_shares_with_the_first():
         assert answers[scenes.COMPARE_QUESTIONS[0]] == ("Picture 1.", "Neither.", "Picture 2.")[more]
         assert answers[scenes.COMPARE_QUESTIONS[1]] == ("No.", "Yes.")[same]
         matches = batches.cell_targets(pair[1], (4, 6), before=pair[0])["matches"]
-        assert torch.equal(matches >= 0, batches.name_targets(pair[1], (4, 6)).any(1))
+        assert torch.equal(matches >= 0, batches.name_targets(pair[1], (4, 6))[0].any(1))
         for thing in pair[1].things:
             match = matches[batches.cell_of(thing.cx, thing.cy, pair[1], (4, 6))].item()
             if match > 0:
@@ -265,7 +267,7 @@ def test_a_round_has_one_target_for_each_visual_token(processor, kind):
     pad = marks["<|video_pad|>" if kind == "clip" else "<|image_pad|>"]
     pixels = batch["inputs"]["pixel_values_videos" if kind == "clip" else "pixel_values"]
     assert (ids == pad).sum() == len(pixels) // 4
-    for key, width in (("names", 18), ("slots", SLOTS), ("places", 6), ("moves", 2)):
+    for key, width in (("names", 18), ("edges", 4), ("slots", SLOTS), ("places", 6), ("moves", 2)):
         assert batch[key].shape == ((ids == pad).sum(), width)
     assert len(batch["ranks"]) == len(batch["changes"]) == len(batch["names"])
     assert (batch["changes"] >= 0).all() == (kind == "clip")

@@ -27,6 +27,7 @@ SLOTS = 5  # characters that one cell can hold, from left to right
 NAMES = {name: i for i, name in enumerate((*SHAPES, *COLOURS))}
 
 Size = tuple[int, int]  # rows, columns of cells
+Box = tuple[float, float, float, float]  # x1, y1, x2, y2 as shares of the picture's width and height
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,11 @@ COURSE = Recipe(  # small enough for a lesson
 # ── What is in each cell of 28×28 pixels (of the resized picture) ───────────────────────────────────────────────────
 
 
+def share_box(box: tuple, picture: Scene) -> Box:
+    width, height = picture.width, picture.height
+    return box[0] / width, box[1] / height, box[2] / width, box[3] / height
+
+
 def cell_of(x: float, y: float, picture: Scene, size: Size) -> int:
     """Index of the cell in which the point (x, y) in pixels lies."""
     rows, cols = size
@@ -79,15 +85,21 @@ def grid_of(images: Qwen2VLImageProcessor, height: int, width: int) -> Size:
     return height // side, width // side
 
 
-def name_targets(picture: Scene, size: Size) -> Tensor:
-    """(cells, 18), 0 or 1: whether a shape, or a thing of a colour, is centred in the cell.
+def name_targets(picture: Scene, size: Size) -> tuple[Tensor, Tensor]:
+    """(cells, 18), 0 or 1: whether a shape, or a thing of a colour, is centred in the cell; and (cells, 4), the box of
+    that thing in cells, from the cell's own top left corner, NaN without any.
 
     Pairs have no class of their own: a tower that names pairs would learn that the held-out ones never occur.
     """
-    names = torch.zeros(size[0] * size[1], len(NAMES))
+    rows, cols = size
+    names, edges = torch.zeros(rows * cols, len(NAMES)), torch.full((rows * cols, 4), torch.nan)
     for thing in picture.things:
-        names[cell_of(thing.cx, thing.cy, picture, size), [NAMES[thing.shape], NAMES[thing.colour]]] = 1
-    return names
+        cell = cell_of(thing.cx, thing.cy, picture, size)
+        names[cell, [NAMES[thing.shape], NAMES[thing.colour]]] = 1
+        x1, y1, x2, y2 = share_box(thing.box, picture)
+        row, col = divmod(cell, cols)
+        edges[cell] = torch.tensor([x1 * cols - col, y1 * rows - row, x2 * cols - col, y2 * rows - row])
+    return names, edges
 
 
 def character_targets(picture: Scene, texts: list[Text], size: Size) -> tuple[Tensor, Tensor]:
@@ -118,7 +130,7 @@ def draw_sheet(
     if kind < 0.1:
         scene = scenes.make_scene(rng, width, height, rng.randint(0, 5), rng.randint(1, MAX_TEXT_LENGTH))
         return scene, [scene.text], scenes.render(scene)
-    if kind < 0.3:
+    if kind < 0.35:
         scene = scenes.make_scene(rng, width, height, min(40, 2 + width * height // rng.randint(2000, 5000)))
         return scene, [], scenes.render(scene)
     scene = scenes.make_scene(rng, width, height, 0)
@@ -127,7 +139,7 @@ def draw_sheet(
     y = rng.randint(1, 20)
     while True:
         key = rng.choice(rng.choice(scenes.font_families("train")))
-        tall = scenes.MIN_TEXT_HEIGHT + min(height - 20, 52) * rng.random() ** 2.5
+        tall = scenes.MIN_TEXT_HEIGHT + min(height - 20, 52) * rng.random() ** 2
         string = "".join(rng.choices(CHARACTERS, k=2 + int(width / tall)))
         text = scenes.make_text(string, "black", COLOURS["black"], tall, key)
         left, top, right, bottom = text.box
@@ -146,16 +158,18 @@ def draw_sheet(
 def make_sheets(seed: int, images: Qwen2VLImageProcessor, recipe: Recipe = FULL, cells: int = SHEET_CELLS) -> dict:
     """Sheets of one size: patches (N, 1176), grid (·, 3), targets of the cells."""
     rng = random.Random(f"sheets/{seed}")
-    width, height = (rng.randint(84, 252) for _ in range(2))
+    width, height = (rng.randint(84, 336) for _ in range(2))
     new_height, new_width = images.target_size(height, width)
     size = grid_of(images, new_height, new_width)
     parts = []
     for _ in range(max(1, cells // (size[0] * size[1]))):
         scene, texts, image = draw_sheet(rng, width, height, letters=recipe.text_share > 0)
         patches, grid = images.patches_of([image], (new_height, new_width))
-        parts.append((patches, torch.tensor([grid]), name_targets(scene, size), *character_targets(scene, texts, size)))
-    patches, grids, names, slots, _ = (torch.cat(part) for part in zip(*parts))
-    return {"pixel_values": patches, "image_grid_thw": grids, "names": names, "slots": slots}
+        parts.append(
+            (patches, torch.tensor([grid]), *name_targets(scene, size), *character_targets(scene, texts, size))
+        )
+    patches, grids, names, edges, slots, _ = (torch.cat(part) for part in zip(*parts))
+    return {"pixel_values": patches, "image_grid_thw": grids, "names": names, "edges": edges, "slots": slots}
 
 
 # ── Conversations: what is asked, and where its objects are ─────────────────────────────────────────────────────────
@@ -167,8 +181,6 @@ RELATIONS = ("left of", "right of", "above", "below")
 READ_BELOW = 350  # pixels: texts in larger pictures are kept for the test
 
 MENTION = rf"the (?:({'|'.join(COLOURS)}) )?({'|'.join(SHAPES)}|object)\b"
-
-Box = tuple[float, float, float, float]  # x1, y1, x2, y2 as shares of the picture's width and height
 
 
 @dataclass
@@ -183,11 +195,6 @@ class Turn:
     # of "relation": 1 or 0, whether the second thing named is further right than the first, and further down; and the
     # relation asked for, one of RELATIONS
     beside: tuple[int, int, int] | None = None
-
-
-def share_box(box: tuple, picture: Scene) -> Box:
-    width, height = picture.width, picture.height
-    return box[0] / width, box[1] / height, box[2] / width, box[3] / height
 
 
 def mark_turn(task: str, question: str, answer: str, picture: Scene, listed: list[Thing]) -> Turn:
@@ -412,16 +419,13 @@ def cell_targets(
     for one of EVENTS. matches (cells): 0 if its object is not in `before`, else 1 and up, the object's rank there.
     """
     rows, cols = size
-    places = torch.full((rows * cols, 6), torch.nan)
     moves = torch.full((rows * cols, 2), torch.nan)
     ranks, matches = (torch.full((rows * cols,), -1) for _ in range(2))
-    places[:, 0] = torch.arange(cols).repeat(rows) / 8
-    places[:, 1] = torch.arange(rows).repeat_interleave(cols) / 8
-    names = name_targets(picture, size)
+    corners = torch.stack([torch.arange(cols).repeat(rows), torch.arange(rows).repeat_interleave(cols)], dim=1)
     last = later or picture
+    names, edges = name_targets(last, size)
     for rank, thing in enumerate(last.things):  # from left to right
-        cell, box = cell_of(thing.cx, thing.cy, picture, size), torch.tensor(share_box(thing.box, picture))
-        places[cell, 2:] = box * torch.tensor([cols, rows, cols, rows]) / 8
+        cell = cell_of(thing.cx, thing.cy, picture, size)
         ranks[cell] = rank
         same = [t for t in (earlier.things if earlier else ()) if t.name == thing.name]
         if len(same) == 1 and [t.name for t in last.things].count(thing.name) == 1:
@@ -438,10 +442,11 @@ def cell_targets(
     texts = [picture.text] if picture.text else []
     slots, first = character_targets(picture, texts, size)
     return {
-        "names": torch.maximum(names, name_targets(last, size)),
+        "names": torch.maximum(names, name_targets(picture, size)[0]),
+        "edges": edges,
         "slots": slots,
         "first": first,
-        "places": places,
+        "places": torch.cat([corners, corners.repeat(1, 2) + edges], dim=1) / 8,
         "ranks": ranks,
         "moves": moves,
         "changes": changes,

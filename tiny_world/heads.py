@@ -4,7 +4,8 @@ With the answers' loss alone the tower gets almost no signal until the decoder c
 decoder finds out by chance, if at all, where an object is that a sentence speaks of. So at chosen places of the network
 a linear head must be able to read off what is needed there. The heads are never saved: what they taught stays.
 
-  * merger, each visual token: what is centred in its 28×28 cell: shapes, colours, characters in their order;
+  * merger, each visual token: what is centred in its 28×28 cell: shapes, colours, characters in their order; and where
+    the edges of such a thing are, seen from here;
   * layer 2, each visual token: its column and row, and its object's box in cells. The tower cannot know them (its
     rotary positions are relative, and a picture has no marked border); the decoder can, from M-RoPE's distance to
     <|vision_start|>, but what it finds it must also write down where later layers can read it;
@@ -40,16 +41,20 @@ class TowerHeads(nn.Module):
         super().__init__()
         self.names = nn.Linear(width, len(NAMES))
         nn.init.constant_(self.names.bias, -4.0)  # nearly every name is absent from nearly every cell
+        self.edges = nn.Linear(width, 4)
         self.slots = nn.Linear(width, SLOTS * (1 + len(CHARACTERS)))
 
-    def forward(self, seen: Tensor, names: Tensor, slots: Tensor) -> dict[str, Tensor]:
-        """Losses of the targets of `batches`: names (M, 18) and slots (M, SLOTS)."""
-        seen, slots = seen.float(), slots.flatten()
+    def forward(self, seen: Tensor, names: Tensor, edges: Tensor, slots: Tensor) -> dict[str, Tensor]:
+        """Losses of the targets of `batches`: names (M, 18), edges (M, 4) and slots (M, SLOTS)."""
+        seen, slots, has = seen.float(), slots.flatten(), ~edges[:, 0].isnan()
         characters = F.cross_entropy(self.slots(seen).view(len(slots), -1), slots, reduction="sum")
-        return {
+        losses = {
             "names": 4 * F.binary_cross_entropy_with_logits(self.names(seen), names, reduction="sum") / len(seen),
             "characters": characters / max(50, (slots > 0).sum()),
         }
+        if has.any():
+            losses["edges"] = (self.edges(seen[has]) - edges[has]).abs().mean(0).sum()
+        return losses
 
     @torch.no_grad()
     def right(self, seen: Tensor, names: Tensor, slots: Tensor) -> tuple[float, float]:

@@ -61,7 +61,7 @@ STATE_EVERY = 3 * 60  # seconds between two copies of the training state
 
 TASKS = (*FULL.tasks, "compare", "motion", "text")
 LOSSES = (
-    *("answers", "names", "characters", "places", "ranks", "first", "sizes", "moves", "changes", "matches"),
+    *("answers", "names", "edges", "characters", "places", "ranks", "first", "sizes", "moves", "changes", "matches"),
     *("found", "known", "counts", "events", "pairs", "beside", "relations"),
 )
 
@@ -264,7 +264,7 @@ class Trainer:
         names, slots = batch["names"], batch["slots"]
         for name, share in zip(("characters right", "things right"), self.tower_heads.right(self.seen, names, slots)):
             self.record(name, share)
-        return self.tower_heads(self.seen, names, slots)
+        return self.tower_heads(self.seen, names, batch["edges"], slots)
 
     def sheets_loss(self, batch: dict) -> Tensor:
         """Of the tower alone, on `batches.make_sheets`."""
