@@ -285,6 +285,18 @@ def test_a_round_has_one_target_for_each_visual_token(processor, kind):
     assert torch.equal(pixels, again["inputs"][next(k for k in again["inputs"] if k.startswith("pixel"))])
 
 
+def test_a_pair_that_leaves_nothing_to_ask_is_drawn_again(processor, monkeypatch):
+    real, calls = batches.pair_turns, []
+
+    def nothing_at_first(*pair):
+        calls.append(pair)
+        return real(*pair) if len(calls) > 1 else []
+
+    monkeypatch.setattr(batches, "pair_turns", nothing_at_first)
+    batch = batches.make_round("pair", 3, processor)
+    assert all(batch["tasks"]) and len(calls) == len(batch["tasks"]) + 1
+
+
 def test_rows_are_filled_to_nearly_the_same_length(processor):
     shares = []
     for seed in range(6):

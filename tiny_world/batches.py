@@ -497,6 +497,8 @@ def make_round(
             if not pair or not pair[1].things:
                 continue
             shown, turns = list(pair), pair_turns(*pair, made_for, rng)
+            if not turns:
+                continue  # nothing in common, and that was all that was asked
         else:
             clip = scenes.make_clip(rng, width, height, frames, max(recipe.things), "train")
             if not clip:
