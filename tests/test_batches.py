@@ -63,14 +63,12 @@ def test_places_are_those_of_the_object_in_cells():
     places, has_thing = targets["places"], ~targets["places"][:, 5].isnan()
     assert torch.equal(places[:, 0] * 8, torch.arange(6).repeat(5).float())
     assert torch.equal(has_thing, targets["names"].any(1)) and targets["moves"].isnan().all()
-    assert torch.equal(has_thing, targets["ranks"] >= 0)
     for cell in has_thing.nonzero().flatten().tolist():
         x1, y1, x2, y2 = (places[cell, 2:] * 8 / torch.tensor([6, 5, 6, 5])).tolist()
         box = (x1 * scene.width, y1 * scene.height, x2 * scene.width, y2 * scene.height)
-        assert scene.things[targets["ranks"][cell]].box == pytest.approx(box)
+        assert any(thing.box == pytest.approx(box) for thing in scene.things)
         corner = torch.tensor([cell % 6, cell // 6]).repeat(2)
         assert torch.allclose(targets["edges"][cell] + corner, 8 * places[cell, 2:], atol=1e-5)
-        assert sum(thing.cx < (box[0] + box[2]) / 2 - 0.1 for thing in scene.things) == targets["ranks"][cell]
 
 
 def clips(count: int, things: int = 3):
@@ -180,25 +178,29 @@ def test_marks_point_to_the_thing_that_is_spoken_of(processor, task):
         if turn is None or turn.task != task:
             continue
         ids, owner, known, _, words = encoded(processor, [turn])
-        for place, box in known:
-            before, after = "".join(words[: place + 1]), "".join(words[place + 1 :])
+        for place, mark in known:
+            box, before, after = mark.box, "".join(words[: place + 1]), "".join(words[place + 1 :])
             things = [t for t in scene.things if batches.share_box(t.box, scene) == pytest.approx(box, abs=1.1e-3)]
             if box[0] == box[2]:  # a character: the next one to be written
                 i = [x / scene.width for x, _ in scene.text.centres].index(box[0])
-                assert after.startswith(scene.text.string[i:])
+                assert mark.coming and after.startswith(scene.text.string[i:])
             elif owner[place] < 0 and not before.endswith("assistant\n"):
-                assert re.search(r"\w+$", before).group() in (things[0].shape, "object")
+                assert re.search(r"\w+$", before).group() in (things[0].shape, "object") and not mark.coming
             elif before.endswith("<|box_start|>"):
                 assert scenes.answer_box(things[0].box, scene.width, scene.height) in turn.answer
             elif task == "colour":
-                assert after.lower().startswith(things[0].colour)
+                assert after.lower().startswith(things[0].colour) and not mark.coming
             elif task == "shape":
-                assert things[0].shape in after
-            else:
+                assert things[0].shape in after and mark.coming
+            elif mark.coming:
                 rest = (before.split("assistant\n")[-1] + after).lower()
                 assert any(t.name in rest for t in things)
                 word = re.match(r"(?:,| and)?(?: ?an?\b)?(?: ?(\w+))?(?: (\w+))?", after.lower().removeprefix("\n"))
                 assert things[0].shape in (word.group(1), word.group(2)), (before, after)
+            else:  # it has just been named, and so many are to come
+                assert before.lower().endswith(things[0].name)
+                rest = after.split("<|im_end|>")[0]
+                assert mark.left == len(re.findall(r"\ban? \w+ \w+", rest)) + ("text" in rest)
             checked += 1
     assert checked > 10
 
@@ -229,7 +231,7 @@ def test_pair_turns_ask_about_both_pictures(processor):
     matched = batches.matched_things(*pair)
     assert [pair[0].things[i] for i in matched] == scenes.common_things(*pair)
     wanted = {batches.share_box(pair[1].things[k].box, pair[1]) for k in matched.values()}  # seen in the second one
-    assert {box for _, box in both.answer_marks} == wanted
+    assert {mark.box for mark in both.answer_marks} == wanted
     ids, _, _, ends, words = encoded(processor, turns, ("image", "image"), (4, 6))
     assert [words[end] for end in ends] == ["<|vision_end|>"] * 2 and ends[1] - ends[0] == 6 + 2
 
@@ -245,12 +247,17 @@ def test_a_second_picture_knows_what_it_shares_with_the_first():
         answers = {q: (scenes.ask_compare(*pair, q) or ("", ""))[1] for q in scenes.COMPARE_QUESTIONS}
         assert answers[scenes.COMPARE_QUESTIONS[0]] == ("Picture 1.", "Neither.", "Picture 2.")[more]
         assert answers[scenes.COMPARE_QUESTIONS[1]] == ("No.", "Yes.")[same]
-        matches = batches.cell_targets(pair[1], (4, 6), before=pair[0])["matches"]
+        targets = batches.cell_targets(pair[1], (4, 6), before=pair[0])
+        matches, partners = targets["matches"], targets["partners"]
         assert torch.equal(matches >= 0, batches.name_targets(pair[1], (4, 6))[0].any(1))
+        assert torch.equal(matches == 1, ~partners[:, 0].isnan())
         for thing in pair[1].things:
-            match = matches[batches.cell_of(thing.cx, thing.cy, pair[1], (4, 6))].item()
-            if match > 0:
-                assert pair[0].things[match - 1].name == thing.name
+            cell = batches.cell_of(thing.cx, thing.cy, pair[1], (4, 6))
+            if matches[cell]:
+                x, y = (partners[cell] * 8 * torch.tensor([160 / 6, 120 / 4])).tolist()
+                assert (thing.name, pytest.approx(x), pytest.approx(y)) in [
+                    (t.name, t.cx, t.cy) for t in pair[0].things
+                ]
             else:
                 taken = [t.name for t in scenes.common_things(*pair)]
                 assert [t.name for t in pair[1].things].count(thing.name) > taken.count(thing.name)
@@ -269,7 +276,7 @@ def test_a_round_has_one_target_for_each_visual_token(processor, kind):
     assert (ids == pad).sum() == len(pixels) // 4
     for key, width in (("names", 18), ("edges", 4), ("slots", SLOTS), ("places", 6), ("moves", 2)):
         assert batch[key].shape == ((ids == pad).sum(), width)
-    assert len(batch["ranks"]) == len(batch["changes"]) == len(batch["names"])
+    assert len(batch["matches"]) == len(batch["changes"]) == len(batch["partners"]) == len(batch["names"])
     assert (batch["changes"] >= 0).all() == (kind == "clip")
     for key in ("counts", "events", "pairs", "ends"):
         rows, ends = batch[key][:, :2].T
@@ -280,7 +287,9 @@ def test_a_round_has_one_target_for_each_visual_token(processor, kind):
     assert (batch["matches"] >= 0).any() == (kind == "pair")
     assert batch["size"][0] * batch["size"][1] * len(ids) <= len(batch["names"])
     assert (batch["answers"].max(1).values + 1).tolist() == [len(tasks) for tasks in batch["tasks"]]
-    assert (batch["known"][:, 2:] >= 0).all() and (batch["known"][:, 2:] <= 1).all()
+    boxes, left = batch["known"][:, 2:6], batch["known"][:, 7]
+    assert (boxes >= 0).all() and (boxes <= 1).all() and set(batch["known"][:, 6].tolist()) <= {0.0, 1.0}
+    assert -1 <= left.min() and left.max() <= scenes.MAX_THINGS
     again = batches.make_round(kind, 3, processor)
     assert torch.equal(pixels, again["inputs"][next(k for k in again["inputs"] if k.startswith("pixel"))])
 

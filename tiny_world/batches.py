@@ -183,15 +183,26 @@ READ_BELOW = 350  # pixels: texts in larger pictures are kept for the test
 MENTION = rf"the (?:({'|'.join(COLOURS)}) )?({'|'.join(SHAPES)}|object)\b"
 
 
+@dataclass(frozen=True)
+class Mark:
+    """What must be known when so many characters of a text have been read: the box of the thing just named or, if it is
+    `coming`, of the one to be named now; and, of a list, how many will be named after it (-1: not a list)."""
+
+    place: int
+    box: Box
+    coming: bool = False
+    left: int = -1
+
+
 @dataclass
 class Turn:
-    """A question and its answer. Marks are (number of characters read, the box that must be known then)."""
+    """A question and its answer, each with its marks."""
 
     task: str
     question: str
     answer: str
-    question_marks: list[tuple[int, Box]] = field(default_factory=list)
-    answer_marks: list[tuple[int, Box]] = field(default_factory=list)
+    question_marks: list[Mark] = field(default_factory=list)
+    answer_marks: list[Mark] = field(default_factory=list)
     # of "relation": 1 or 0, whether the second thing named is further right than the first, and further down; and the
     # relation asked for, one of RELATIONS
     beside: tuple[int, int, int] | None = None
@@ -207,26 +218,32 @@ def mark_turn(task: str, question: str, answer: str, picture: Scene, listed: lis
         colour, shape = match.groups()
         fitting = [t for t in picture.things if colour in (None, t.colour) and shape in ("object", t.shape)]
         if len(fitting) == 1:
-            turn.question_marks.append((match.end(), share_box(fitting[0].box, picture)))
+            turn.question_marks.append(Mark(match.end(), share_box(fitting[0].box, picture)))
             asked.append(fitting[0])
     if task == "relation":
         relation = next(i for i, words in enumerate(RELATIONS) if words in question)
         turn.beside = int(asked[1].cx > asked[0].cx), int(asked[1].cy > asked[0].cy), relation
     if task == "where":
-        box = re.search(r"<\|box_start\|>", answer).end()
-        turn.answer_marks.append((box, tuple(int(x) / 1000 for x in re.findall(r"\d+", answer))))
+        start = re.search(r"<\|box_start\|>", answer).end()
+        turn.answer_marks.append(Mark(start, tuple(int(x) / 1000 for x in re.findall(r"\d+", answer))))
     elif task == "colour":
-        turn.answer_marks.append((0, turn.question_marks[0][1]))
+        turn.answer_marks.append(Mark(0, turn.question_marks[0].box))
+    elif task == "shape":
+        box = share_box(listed[0].box, picture)
+        turn.answer_marks += [Mark(place, box, coming=True) for place in (0, answer.index(" "))]
     else:
-        for match, thing in zip(re.finditer(r"\b[Aa]n? (\w+)", answer), listed):
-            box = share_box(thing.box, picture)
+        items = list(re.finditer(r"\b[Aa]n? (\w+) (\w+)", answer))
+        left = len(items) + ("text" in answer)
+        for match, thing in zip(items, listed):
+            box, left = share_box(thing.box, picture), left - 1
             # at the sign before the article, at the article, and at the colour, from which the shape follows
             places = max(0, match.start() - 1), match.start(1) - 1, match.end(1)
-            turn.answer_marks += [(place, box) for place in (places if task != "shape" else places[:2])]
+            turn.answer_marks += [Mark(place, box, coming=True) for place in places]
+            turn.answer_marks.append(Mark(match.end(2), box, left=left))
     if task in ("read", "describe") and picture.text:
         begin = answer.index(picture.text.string) if task == "read" else answer.index('"') + 1
         for i, (x, y) in enumerate(picture.text.centres):
-            turn.answer_marks.append((begin + i, share_box((x, y, x, y), picture)))
+            turn.answer_marks.append(Mark(begin + i, share_box((x, y, x, y), picture), coming=True))
     return turn
 
 
@@ -307,9 +324,9 @@ def clip_turns(clip: list[Scene], question: str, answer: str, rng: random.Random
 
 def encode_turns(
     processor: Qwen2VLProcessor, turns: list[Turn], media: list[str], cells: list[int], trusted: bool = False
-) -> tuple[list[int], list[int], list[tuple[int, Box]], list[int], list[int]]:
-    """One conversation → ids; the number of its answer for each id to be learned, else -1; boxes to be known at which
-    place; where the pictures (or the clip) of `cells` visual tokens end; and the place before each answer.
+) -> tuple[list[int], list[int], list[tuple[int, Mark]], list[int], list[int]]:
+    """One conversation → ids; the number of its answer for each id to be learned, else -1; the marks and their places;
+    where the pictures (or the clip) of `cells` visual tokens end; and the place before each answer.
 
     Only answers, with their <|im_end|>, are learned. A box in a question is plain text to our processor and control
     tokens to the official one, or if `trusted`.
@@ -330,7 +347,7 @@ def encode_turns(
             marks = marked.pop(0)[1]
         if pieces and not isinstance(piece, Special) and not isinstance(pieces[-1][0], Special):
             text, old = pieces.pop()
-            pieces.append((text + piece, old + [(len(text) + place, box) for place, box in marks]))
+            pieces.append((text + piece, old + [replace(mark, place=len(text) + mark.place) for mark in marks]))
         else:
             pieces.append((piece, marks))
     speaking = False
@@ -341,7 +358,8 @@ def encode_turns(
             answer, speaking = answer + 1, True
             begins.append(len(ids) - 1)
             owner += [-1] * (len(ids) - len(owner))
-            piece, marks = piece[len(opening) :], [(place - len(opening), box) for place, box in marks]
+            piece = piece[len(opening) :]
+            marks = [replace(mark, place=mark.place - len(opening)) for mark in marks]
         at, done = len(ids), 0  # `done` characters of this piece are encoded
         parts = tokenizer.split(piece) if text and (speaking or trusted) else [piece]
         for part in parts:
@@ -350,11 +368,11 @@ def encode_turns(
             else:
                 encoding = tokenizer.bpe.encode(part, add_special_tokens=False)
                 spans, new = encoding.offsets, encoding.ids
-            for place, box in marks:
-                if place == 0 and done == 0:  # before the answer's first token: at the one that predicts it
-                    known.append((at - 1, box))
+            for mark in marks:
+                if mark.place == 0 and done == 0:  # before the answer's first token: at the one that predicts it
+                    known.append((at - 1, mark))
                 # else at the token in which the character just read, number `place`, lies
-                known += [(len(ids) + i, box) for i, (a, b) in enumerate(spans) if a < place - done <= b]
+                known += [(len(ids) + i, mark) for i, (a, b) in enumerate(spans) if a < mark.place - done <= b]
             if part in ("<|image_pad|>", "<|video_pad|>") and isinstance(part, Special):
                 new = new * next(sizes)
             if part == "<|vision_end|>" and isinstance(part, Special):
@@ -413,32 +431,33 @@ def cell_targets(
     """What each cell must know of a picture, alone or after the picture `before`, or of a pair of frames (`picture`,
     `later`), after the frame `earlier` if they are not the first. Numbers that do not apply are NaN or -1.
 
-    places (cells, 6): its column and row, and the box of its object in cells, all over 8. ranks (cells): how many
-    objects are further left than its own. moves (cells, 2): how far its object has come, in cells over 4, since
-    `earlier`. changes (cells): what has happened in it since then (or since `picture`), 0 for nothing, else 1 and up
-    for one of EVENTS. matches (cells): 0 if its object is not in `before`, else 1 and up, the object's rank there.
+    places (cells, 6): its column and row, and the box of its object in cells, all over 8. moves (cells, 2): how far its
+    object has come, in cells over 4, since `earlier`. changes (cells): what has happened in it since then (or since
+    `picture`), 0 for nothing, else 1 and up for one of EVENTS. matches (cells): whether its object is in `before`, too,
+    0 or 1; partners (cells, 2): if so, the column and row of its centre there, in cells over 8.
     """
     rows, cols = size
     moves = torch.full((rows * cols, 2), torch.nan)
-    ranks, matches = (torch.full((rows * cols,), -1) for _ in range(2))
+    matches, partners = torch.full((rows * cols,), -1), torch.full((rows * cols, 2), torch.nan)
+    cell = torch.tensor([picture.width / cols, picture.height / rows])  # pixels
     corners = torch.stack([torch.arange(cols).repeat(rows), torch.arange(rows).repeat_interleave(cols)], dim=1)
     last = later or picture
     names, edges = name_targets(last, size)
-    for rank, thing in enumerate(last.things):  # from left to right
-        cell = cell_of(thing.cx, thing.cy, picture, size)
-        ranks[cell] = rank
+    for thing in last.things:
         same = [t for t in (earlier.things if earlier else ()) if t.name == thing.name]
         if len(same) == 1 and [t.name for t in last.things].count(thing.name) == 1:
             way = torch.tensor([thing.cx - same[0].cx, thing.cy - same[0].cy])
-            moves[cell] = way / torch.tensor([picture.width / cols, picture.height / rows]) / 4
+            moves[cell_of(thing.cx, thing.cy, picture, size)] = way / cell / 4
     changes = torch.full((rows * cols,), 0 if later else -1)
     if (earlier or picture).things != last.things:
         event, thing = what_changed([earlier or picture, last])
         changes[cell_of(thing.cx, thing.cy, picture, size)] = 1 + EVENTS.index(event)
     if before:
-        numbers = {k: 1 + i for i, k in matched_things(before, picture).items()}
-        for k, thing in enumerate(picture.things):
-            matches[cell_of(thing.cx, thing.cy, picture, size)] = numbers.get(k, 0)
+        matches[names.any(1)] = 0
+        for i, k in matched_things(before, picture).items():
+            here, there = picture.things[k], before.things[i]
+            matches[cell_of(here.cx, here.cy, picture, size)] = 1
+            partners[cell_of(here.cx, here.cy, picture, size)] = torch.tensor([there.cx, there.cy]) / cell / 8
     texts = [picture.text] if picture.text else []
     slots, first = character_targets(picture, texts, size)
     return {
@@ -447,10 +466,10 @@ def cell_targets(
         "slots": slots,
         "first": first,
         "places": torch.cat([corners, corners.repeat(1, 2) + edges], dim=1) / 8,
-        "ranks": ranks,
         "moves": moves,
         "changes": changes,
         "matches": matches,
+        "partners": partners,
     }
 
 
@@ -508,12 +527,12 @@ def make_round(
                 cells = [size[0] * size[1] * -(-frames // 2)]
                 continue
             shown, turns = clip[0], clip_turns(*clip, rng)
-        ids, owner, boxes, ends, begins = encode_turns(processor, turns, media, cells, trusted=rng.random() < 0.5)
+        ids, owner, marks, ends, begins = encode_turns(processor, turns, media, cells, trusted=rng.random() < 0.5)
         row = len(rows)
         rows.append((ids, owner))
         tasks.append([turn.task for turn in turns])
         all_ends += [[row, end] for end in ends]
-        known += [[row, place, *box] for place, box in boxes]
+        known += [[row, place, *mark.box, mark.coming, mark.left] for place, mark in marks]
         beside += [[row, place, *turn.beside] for place, turn in zip(begins, turns, strict=True) if turn.beside]
         drawn = {id(scene): scene for scene in shown}  # frames that do not change are drawn once
         drawn = {key: scenes.render(scene) for key, scene in drawn.items()}
@@ -554,7 +573,7 @@ def make_round(
         "size": size,  # of all pictures, in cells
         "ends": torch.tensor(all_ends),  # row, place
         "answers": torch.tensor([owner + [-1] * (longest_row - len(owner)) for _, owner in rows]),  # (B, S)
-        "known": torch.tensor(known).reshape(-1, 6),  # row, place, box in shares
+        "known": torch.tensor(known).reshape(-1, 8),  # row, place, box in shares, whether it is coming, how many left
         "beside": torch.tensor(beside, dtype=torch.long).reshape(
             -1, 5
         ),  # row, place, further right, further down, relation

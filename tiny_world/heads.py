@@ -9,15 +9,16 @@ a linear head must be able to read off what is needed there. The heads are never
   * layer 2, each visual token: its column and row, and its object's box in cells. The tower cannot know them (its
     rotary positions are relative, and a picture has no marked border); the decoder can, from M-RoPE's distance to
     <|vision_start|>, but what it finds it must also write down where later layers can read it;
-  * layer 3, each visual token: how many objects are further left than its own; of a text, how many characters come
-    before this cell. <|vision_end|>: the columns and rows of the picture, which no visual token can know, as none sees
-    those after it;
+  * layer 3, each visual token: of a text, how many characters come before this cell; <|vision_end|>: the columns and
+    rows of the picture, which no visual token can know, as none sees those after it;
   * layer 4, each visual token: in a clip, how far its object has come since the frames before, and what has happened
-    here; in a second picture, whether its object is in the first one, too, and where in the order there;
-  * layer 4, words that name a thing, or come just before one is named: the box of that thing in cells; layer 5: the
-    same as shares of the picture, in the digits of the answers;
+    here; in a second picture, whether its object is in the first one, too, and where;
+  * layer 4, words with which a thing has been named: its box in cells; layer 5: the same as shares of the picture, in
+    the digits of the answers, and in a list how many things will be named after it;
   * layer 5, <|vision_end|>: how many there are of each shape, of each colour, and in all; what happened in a clip; of a
     second picture, whether it is the same and whether it has more objects;
+  * layer 6, words before a thing is named, or a character written: its box in cells. So late, since the next one to the
+    right is known only when the last one is found;
   * layer 6, before "Yes." or "No.": on which side of the first thing the second one is, and which side was asked for.
 """
 
@@ -74,13 +75,14 @@ class DecoderHeads(nn.Module):
         super().__init__()
         width = model.config.text_config.hidden_size
         self.places = nn.Linear(width, 6)
-        self.ranks = nn.Linear(width, MAX_THINGS)
         self.first = nn.Linear(width, MAX_TEXT_LENGTH)
         self.sizes = nn.Linear(width, 2 * LARGEST_SIZE)  # rows and columns, from 1
         self.moves = nn.Linear(width, 2)
         self.changes = nn.Linear(width, 1 + len(EVENTS))
-        self.matches = nn.Linear(width, 1 + MAX_THINGS)
-        self.found = nn.Linear(width, 4)
+        self.matches = nn.Linear(width, 2)
+        self.partners = nn.Linear(width, 2)
+        self.found, self.coming = (nn.Linear(width, 4) for _ in range(2))
+        self.left = nn.Linear(width, MAX_THINGS + 1)  # six things and a text, but one of them is named
         self.shares = nn.Linear(width, 4)
         self.digits = nn.Linear(width, 4 * (11 + 10))  # hundreds 0 to 10 and tens 0 to 9 of four coordinates
         self.counts = nn.Linear(width, (len(NAMES) + 1) * 7)  # 0 to 6 of each, and of all
@@ -107,11 +109,16 @@ class DecoderHeads(nn.Module):
         sizes = self.sizes(self.after(3)[row, place]).view(-1, LARGEST_SIZE)  # (2·E, 16)
         wanted = torch.tensor([rows, cols]).clamp(max=LARGEST_SIZE) - 1
         losses["sizes"] = F.cross_entropy(sizes, wanted.repeat(len(row)))
-        if len(batch["known"]):
-            (row, place), boxes = batch["known"][:, :2].long().T, batch["known"][:, 2:]
-            in_cells = boxes * torch.tensor([cols, rows, cols, rows]) / 8
-            losses["found"] = 2 * (self.found(fourth[row, place]) - in_cells).abs().mean(0).sum()
-            losses["known"] = self.box_loss(fifth[row, place], boxes)
+        (row, place), boxes = batch["known"][:, :2].long().T, batch["known"][:, 2:6]
+        in_cells, coming, left = boxes * torch.tensor([cols, rows, cols, rows]) / 8, *batch["known"][:, 6:].long().T
+        for name, states, has in (("found", fourth, coming == 0), ("coming", self.after(6), coming == 1)):
+            if has.any():
+                error = getattr(self, name)(states[row[has], place[has]]) - in_cells[has]
+                losses[name] = 2 * error.abs().mean(0).sum()
+        if (coming == 0).any():
+            losses["known"] = self.box_loss(fifth[row, place][coming == 0], boxes[coming == 0])
+        if (left >= 0).any():
+            losses["left"] = F.cross_entropy(self.left(fifth[row, place][left >= 0]), left[left >= 0])
         if len(batch["counts"]):
             row, place = batch["counts"][:, :2].T
             logits = self.counts(fifth[row, place]).view(-1, 7)
@@ -132,13 +139,15 @@ class DecoderHeads(nn.Module):
         """Of the visual tokens alone: their states after three layers, (M, C) each."""
         error = (self.places(second) - batch["places"]).abs()  # NaN without object
         losses = {"places": 2 * (error.nanmean(0).nansum())}
-        for name, states in (("ranks", third), ("first", third), ("matches", fourth)):
+        for name, states in (("first", third), ("matches", fourth)):
             has = batch[name] >= 0
             if has.any():
                 losses[name] = F.cross_entropy(getattr(self, name)(states[has]), batch[name][has])
-        has_move, changes = ~batch["moves"][:, 0].isnan(), batch["changes"]
-        if has_move.any():
-            losses["moves"] = 2 * (self.moves(fourth[has_move]) - batch["moves"][has_move]).abs().mean(0).sum()
+        for name in ("moves", "partners"):
+            has = ~batch[name][:, 0].isnan()
+            if has.any():
+                losses[name] = 2 * (getattr(self, name)(fourth[has]) - batch[name][has]).abs().mean(0).sum()
+        changes = batch["changes"]
         if (changes >= 0).any():  # nothing happens in nearly every cell, so the mean is over the other ones
             error = F.cross_entropy(self.changes(fourth), changes, ignore_index=-1, reduction="sum")
             losses["changes"] = error / max(10, (changes > 0).sum())

@@ -61,8 +61,8 @@ STATE_EVERY = 3 * 60  # seconds between two copies of the training state
 
 TASKS = (*FULL.tasks, "compare", "motion", "text")
 LOSSES = (
-    *("answers", "names", "edges", "characters", "places", "ranks", "first", "sizes", "moves", "changes", "matches"),
-    *("found", "known", "counts", "events", "pairs", "beside", "relations"),
+    *("answers", "names", "edges", "characters", "places", "first", "sizes", "moves", "changes", "matches", "partners"),
+    *("found", "known", "left", "coming", "counts", "events", "pairs", "beside", "relations"),
 )
 
 
