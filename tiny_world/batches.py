@@ -34,7 +34,7 @@ Box = tuple[float, float, float, float]  # x1, y1, x2, y2 as shares of the pictu
 class Recipe:
     """What is trained on. `tasks` says how often each is asked about one picture, where it fits."""
 
-    # again and again, three a step; sheets and pictures with nothing but a text keep the tower and the decoder reading
+    # again and again; sheets and pictures with nothing but a text keep the tower and the decoder reading
     rounds: tuple[str, ...] = ("picture", "read", "clip", "pair", "picture", "sheet") + (
         *("clip", "picture", "read", "pair", "sheet", "picture"),
     )

@@ -51,10 +51,10 @@ from tiny_world.heads import DecoderHeads, TowerHeads
 from tiny_world.tokenizer import save_tokenizer
 
 TOWER_SHARE = 0.22  # of the time the tower learns alone
-ROUNDS_PER_STEP = 3
+ROUNDS_PER_STEP = 2
 ANSWER_WEIGHT = 3.0  # of the answers' loss, beside those of the heads
 MUON_RATE, ADAMW_RATE = 6e-3, 1e-3
-TOWER_FACTOR = 0.25  # of the rates, for the tower once it learns with the decoder: at full rates it forgets letters
+TOWER_FACTOR = 0.15  # of the rates, for the tower once it learns with the decoder: at full rates it forgets letters
 WARMUP_STEPS = 100
 DECAY_FROM = 0.2  # of each stage's time; from there the rates fall to zero, with which accuracy rises most
 STATE_EVERY = 3 * 60  # seconds between two copies of the training state
@@ -204,18 +204,21 @@ def draw_curves(table: Path, picture: Path) -> None:
 
     with table.open() as file:
         lines = list(csv.DictReader(file))
-    figure, axes = plt.subplots(1, 3, figsize=(15, 4), constrained_layout=True)
+    minutes = [float(line["minutes"]) for line in lines]
+    figure, axes = plt.subplots(1, 3, figsize=(15, 5), constrained_layout=True)
     for axis, names in zip(axes, (LOSSES, ("characters right", "things right"), TASKS)):
-        for name in names:
-            points = [(float(line["minutes"]), float(line[name])) for line in lines if line[name]]
-            if points and name not in ("where", "text"):  # no box is right to the last of its digits
-                axis.plot(*zip(*points), label=name.removesuffix(" right"), linewidth=1)
+        for i, name in enumerate(names):
+            values = [float(line.get(name) or "nan") for line in lines]  # a gap where it was not trained
+            if name in ("where", "text") or all(map(math.isnan, values)):
+                continue  # no box is right to the last of its digits
+            style = ("-", "--")[i // 10]  # there are ten colours
+            axis.plot(minutes, values, style, label=name.removesuffix(" right"), linewidth=1)
     axes[0].set(yscale="log", xlabel="minutes", title="Losses: answers, and what the heads read off")
     axes[1].set(ylim=(0, 1), xlabel="minutes", title="Read off the tower rightly: new pictures")
     axes[2].set(ylim=(0, 1), xlabel="minutes", title="Share of right answers: new scenes")
     for axis in axes:
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8, loc="best")
+        axis.legend(fontsize=8, ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.13))
     figure.savefig(picture, dpi=110)
     plt.close(figure)
 
