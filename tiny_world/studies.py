@@ -270,8 +270,8 @@ def draw_rope(results: Results, file: Path) -> None:
         axes[1].bar(places, heights, 0.25, yerr=errors, capsize=3, label=way)
     axes[1].set(ylim=(0, 1), title="single pictures")
     axes[1].set_xticks(range(len(tasks)), ["describe, left to right", "left of, above …"])
-    for axis in axes:
-        axis.legend(fontsize=8, loc="lower left")
+    for axis, where in zip(axes, ("lower left", "upper right")):
+        axis.legend(fontsize=8, loc=where)
     drawing.savefig(file, dpi=110)
 
 
@@ -353,7 +353,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("assets"), help="folder of the table and the figure")
     parser.add_argument("--seeds", type=int, default=3, help="repetitions, for the error bars (default 3)")
     parser.add_argument("--samples", type=int, default=200, help="held-out scenes for each number (default 200)")
-    parser.add_argument("--steps", type=int, default=800, help="training steps of each decoder (default 800)")
+    parser.add_argument("--steps", type=int, default=500, help="training steps of each decoder (default 500)")
     options = parser.parse_args(argv)
     if min(options.seeds, options.samples, options.steps) < 1:
         print("error: --seeds, --samples and --steps must be at least 1.", file=sys.stderr)
