@@ -32,7 +32,7 @@ Box = tuple[float, float, float, float]  # x1, y1, x2, y2 as shares of the pictu
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is trained on. `tasks` says how often each is asked about one picture, where it fits."""
+    """What is trained on, and how. `tasks` says how often each is asked about one picture, where it fits."""
 
     # again and again; sheets and pictures with nothing but a text keep the tower and the decoder reading
     rounds: tuple[str, ...] = ("picture", "read", "clip", "pair", "picture", "sheet") + (
@@ -49,6 +49,8 @@ class Recipe:
     frames: tuple[int, ...] = (4, 5, 6, 7, 8)  # of a clip, drawn evenly
     text_share: float = 0.35  # of the pictures have a text to read
     longer_every: int = 900  # rounds: texts of two characters at first, then of one more
+    tower_share: float = 0.22  # of the time the tower learns alone
+    tower_factor: float = 0.15  # of the rates, for the tower once it learns with the decoder: else it forgets letters
     tokens: int = 3000  # of one round, the padding included
     max_rows: int = 32
 
@@ -61,6 +63,8 @@ COURSE = Recipe(  # small enough for a lesson
     max_side=112,
     large_share=0.0,
     text_share=0.0,
+    tower_share=0.0,  # there are no letters to be learned before all else, nor to be forgotten
+    tower_factor=1.0,
 )
 
 

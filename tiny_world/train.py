@@ -50,11 +50,9 @@ from tiny_world.chat_template import CHAT_TEMPLATE
 from tiny_world.heads import DecoderHeads, TowerHeads
 from tiny_world.tokenizer import save_tokenizer
 
-TOWER_SHARE = 0.22  # of the time the tower learns alone
 ROUNDS_PER_STEP = 2
 ANSWER_WEIGHT = 3.0  # of the answers' loss, beside those of the heads
 MUON_RATE, ADAMW_RATE = 6e-3, 1e-3
-TOWER_FACTOR = 0.15  # of the rates, for the tower once it learns with the decoder: at full rates it forgets letters
 WARMUP_STEPS = 100
 DECAY_FROM = 0.2  # of each stage's time; from there the rates fall to zero, with which accuracy rises most
 STATE_EVERY = 3 * 60  # seconds between two copies of the training state
@@ -347,7 +345,7 @@ def train(
         table.write(start | {"conversations": state["samples"]})
 
     last = last_saved = time.monotonic()
-    seconds, tower_seconds = minutes * 60, minutes * 60 * TOWER_SHARE
+    seconds, tower_seconds = minutes * 60, minutes * 60 * recipe.tower_share
     for count, begin, end in (("tower_steps", 0, tower_seconds), ("steps", tower_seconds, seconds)):
         alone = count == "tower_steps"  # the tower
         if state["spent"] >= end or (alone and state["steps"]):
@@ -363,7 +361,7 @@ def train(
                     (loss(batch) / ROUNDS_PER_STEP).backward()
                     state["samples"] += len(batch.get("tasks", ()))
             factor = rate_factor(state[count], (state["spent"] - begin) / (end - begin))
-            trainer.step(factor, 1.0 if alone else TOWER_FACTOR)
+            trainer.step(factor, 1.0 if alone else recipe.tower_factor)
             state[count] += 1
             now = time.monotonic()
             state["spent"], last = state["spent"] + now - last, now
