@@ -268,20 +268,10 @@ def picture_turn(scene: Scene, rng: random.Random, weights: Mapping[str, float])
     return mark_turn(task, *turn, scene, listed)
 
 
-def matched_things(first: Scene, second: Scene) -> dict[int, int]:
-    """Things of the same colour and shape in two pictures: number in the first → number in the second."""
-    matched: dict[int, int] = {}
-    for i, thing in enumerate(first.things):
-        for k, other in enumerate(second.things):
-            if other.name == thing.name and k not in matched.values():
-                matched[i] = k
-                break
-    return matched
-
-
 def pair_targets(first: Scene, second: Scene) -> list[int]:
     """The second picture has fewer, as many or more things (0, 1, 2), and whether it is the same (0, 1)."""
-    return [1 + (len(second.things) > len(first.things)) - (len(second.things) < len(first.things)), first == second]
+    a, b = len(first.things), len(second.things)
+    return [0 if b < a else 1 if b == a else 2, int(first == second)]
 
 
 def pair_turns(first: Scene, second: Scene, made_for: str, rng: random.Random) -> list[Turn]:
@@ -289,7 +279,7 @@ def pair_turns(first: Scene, second: Scene, made_for: str, rng: random.Random) -
     shares, and sometimes the other ones."""
     questions = [q for q in scenes.COMPARE_QUESTIONS if q == made_for or rng.random() < 0.3]
     turns = [scenes.ask_compare(first, second, question) for question in questions]
-    common = [second.things[i] for i in matched_things(first, second).values()]
+    common = [second.things[i] for i in scenes.matched_things(first, second).values()]
     turns = [
         mark_turn("compare", *turn, second, common if turn[0].startswith("What") else []) for turn in turns if turn
     ]
@@ -444,6 +434,7 @@ def cell_targets(
     moves = torch.full((rows * cols, 2), torch.nan)
     matches, partners = torch.full((rows * cols,), -1), torch.full((rows * cols, 2), torch.nan)
     cell = torch.tensor([picture.width / cols, picture.height / rows])  # pixels
+    # the column and row of each cell, (cells, 2)
     corners = torch.stack([torch.arange(cols).repeat(rows), torch.arange(rows).repeat_interleave(cols)], dim=1)
     last = later or picture
     names, edges = name_targets(last, size)
@@ -458,12 +449,11 @@ def cell_targets(
         changes[cell_of(thing.cx, thing.cy, picture, size)] = 1 + EVENTS.index(event)
     if before:
         matches[names.any(1)] = 0
-        for i, k in matched_things(before, picture).items():
+        for i, k in scenes.matched_things(before, picture).items():
             here, there = picture.things[k], before.things[i]
             matches[cell_of(here.cx, here.cy, picture, size)] = 1
             partners[cell_of(here.cx, here.cy, picture, size)] = torch.tensor([there.cx, there.cy]) / cell / 8
-    texts = [picture.text] if picture.text else []
-    slots, first = character_targets(picture, texts, size)
+    slots, first = character_targets(picture, [picture.text] if picture.text else [], size)
     return {
         "names": torch.maximum(names, name_targets(picture, size)[0]),
         "edges": edges,

@@ -102,16 +102,19 @@ class DecoderHeads(nn.Module):
 
     def forward(self, is_visual: Tensor, batch: dict) -> dict[str, Tensor]:
         """Losses of a round: `is_visual` (B, S) tells the visual tokens, `batch` is from `batches.make_round`."""
-        fourth, fifth = self.after(4), self.after(5)
+        fourth, fifth, sixth = (self.after(layer) for layer in (4, 5, 6))  # (B, S, C) each
         losses = self.cell_losses(self.after(2)[is_visual], self.after(3)[is_visual], fourth[is_visual], batch)
         rows, cols = batch["size"]
-        row, place = batch["ends"].T
+        row, place = batch["ends"].T  # (E) each, of the <|vision_end|>
         sizes = self.sizes(self.after(3)[row, place]).view(-1, LARGEST_SIZE)  # (2·E, 16)
-        wanted = torch.tensor([rows, cols]).clamp(max=LARGEST_SIZE) - 1
+        wanted = torch.tensor([rows, cols]).clamp(max=LARGEST_SIZE) - 1  # the largest class takes what is larger still
         losses["sizes"] = F.cross_entropy(sizes, wanted.repeat(len(row)))
-        (row, place), boxes = batch["known"][:, :2].long().T, batch["known"][:, 2:6]
-        in_cells, coming, left = boxes * torch.tensor([cols, rows, cols, rows]) / 8, *batch["known"][:, 6:].long().T
-        for name, states, has in (("found", fourth, coming == 0), ("coming", self.after(6), coming == 1)):
+
+        # The marks: row, place, box (4), coming, left. A thing that has been named is found early, one that comes late.
+        (row, place), boxes = batch["known"][:, :2].long().T, batch["known"][:, 2:6]  # (K), (K), (K, 4)
+        coming, left = batch["known"][:, 6:].long().T  # (K) each
+        in_cells = boxes * torch.tensor([cols, rows, cols, rows]) / 8
+        for name, states, has in (("found", fourth, coming == 0), ("coming", sixth, coming == 1)):
             if has.any():
                 error = getattr(self, name)(states[row[has], place[has]]) - in_cells[has]
                 losses[name] = 2 * error.abs().mean(0).sum()
@@ -119,6 +122,7 @@ class DecoderHeads(nn.Module):
             losses["known"] = self.box_loss(fifth[row, place][coming == 0], boxes[coming == 0])
         if (left >= 0).any():
             losses["left"] = F.cross_entropy(self.left(fifth[row, place][left >= 0]), left[left >= 0])
+
         if len(batch["counts"]):
             row, place = batch["counts"][:, :2].T
             logits = self.counts(fifth[row, place]).view(-1, 7)
@@ -130,7 +134,7 @@ class DecoderHeads(nn.Module):
                 losses[name] = sum(F.cross_entropy(x, y) for x, y in zip(logits, batch[name][:, 2:].T))
         if len(batch["beside"]):
             row, place = batch["beside"][:, :2].T
-            states, (sides, asked) = self.after(6)[row, place], batch["beside"][:, 2:].split([2, 1], dim=1)
+            states, (sides, asked) = sixth[row, place], batch["beside"][:, 2:].split([2, 1], dim=1)
             losses["beside"] = 2 * F.binary_cross_entropy_with_logits(self.beside(states), sides.float())
             losses["relations"] = F.cross_entropy(self.relations(states), asked[:, 0])
         return losses

@@ -718,15 +718,20 @@ def ask(scene: Scene, task: str, rng: random.Random) -> tuple[str, str] | None:
     return askers[task](scene, rng)
 
 
+def matched_things(first: Scene, second: Scene) -> dict[int, int]:
+    """Things of the same colour and shape in two pictures, each matched once: number in the first → in the second."""
+    matched: dict[int, int] = {}
+    for i, thing in enumerate(first.things):
+        for k, other in enumerate(second.things):
+            if other.name == thing.name and k not in matched.values():
+                matched[i] = k
+                break
+    return matched
+
+
 def common_things(first: Scene, second: Scene) -> list[Thing]:
     """The things of the first scene that the second has too (by colour and shape), each counted once for each pair."""
-    left = [t.name for t in second.things]
-    common = []
-    for thing in first.things:
-        if thing.name in left:
-            left.remove(thing.name)
-            common.append(thing)
-    return common
+    return [first.things[i] for i in matched_things(first, second)]
 
 
 def ask_compare(first: Scene, second: Scene, question: str) -> tuple[str, str] | None:

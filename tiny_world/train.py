@@ -7,8 +7,8 @@ Stop it whenever you like; the same command goes on where it was (its state is k
 `<out>_training/`). The learning rate follows the minutes trained, so --minutes is all there is to set.
 
 As in the paper, the vision tower learns first, alone (there from captions, here from naming what is in each cell of
-crowded sheets), then all of it together, on conversations about pictures, pairs of pictures and clips. What makes so
-small a model learn to see in so little time on two cores:
+crowded sheets; not with --course), then all of it together, on conversations about pictures, pairs of pictures and
+clips. What makes so small a model learn to see in so little time on two cores:
   * *training-only* linear heads, which read off what must be known where: see heads.py;
   * Muon for the hidden matrices (AdamW for the rest);
   * several questions a picture, since seeing it is what costs, and conversations of nearly equal length in a round,
