@@ -68,7 +68,7 @@ def test_training_learns_is_resumed_and_saves_what_can_be_loaded(tmp_path, small
     assert all(line["names"] and not line["answers"] for line in lines[:3])  # the tower alone
     assert float(lines[-1]["answers"]) < float(lines[3]["answers"])
     assert all(lines[-1][name] for name in ("names", "edges", "places", "moves", "changes", "found"))
-    assert all(lines[-1][name] for name in ("known", "left", "coming", "sizes", "counts", "events"))
+    assert all(lines[-1][name] for name in ("known", "rest", "left", "coming", "sizes", "counts", "events"))
     assert (folder / "training.png").read_bytes().startswith(b"\x89PNG")
     model, processor = weights_loader.load(folder)
     assert sum(p.numel() for p in model.parameters()) == 4_554_880

@@ -63,8 +63,7 @@ COURSE = Recipe(  # small enough for a lesson
     max_side=112,
     large_share=0.0,
     text_share=0.0,
-    tower_share=0.0,  # there are no letters to be learned before all else, nor to be forgotten
-    tower_factor=1.0,
+    tower_factor=1.0,  # there are no letters to be forgotten
 )
 
 
@@ -198,6 +197,15 @@ class Mark:
     left: int = -1
 
 
+@dataclass(frozen=True)
+class Digit:
+    """Before a digit of a coordinate is written, so many characters into an answer: what remains of it, from 0 to 1, of
+    which ten times, rounded down, is that digit (for 473: 0.473, then 0.73; but for 47 0.047)."""
+
+    place: int
+    rest: float
+
+
 @dataclass
 class Turn:
     """A question and its answer, each with its marks."""
@@ -206,7 +214,7 @@ class Turn:
     question: str
     answer: str
     question_marks: list[Mark] = field(default_factory=list)
-    answer_marks: list[Mark] = field(default_factory=list)
+    answer_marks: list[Mark | Digit] = field(default_factory=list)
     # of "relation": 1 or 0, whether the second thing named is further right than the first, and further down; and the
     # relation asked for, one of RELATIONS
     beside: tuple[int, int, int] | None = None
@@ -229,7 +237,12 @@ def mark_turn(task: str, question: str, answer: str, picture: Scene, listed: lis
         turn.beside = int(asked[1].cx > asked[0].cx), int(asked[1].cy > asked[0].cy), relation
     if task == "where":
         start = re.search(r"<\|box_start\|>", answer).end()
-        turn.answer_marks.append(Mark(start, tuple(int(x) / 1000 for x in re.findall(r"\d+", answer))))
+        numbers = list(re.finditer(r"\d+", answer))
+        turn.answer_marks.append(Mark(start, tuple(int(number[0]) / 1000 for number in numbers)))
+        for number in numbers:
+            turn.answer_marks.append(Digit(number.start(), int(number[0]) / 1000))
+            if len(number[0]) > 2:  # the last digit is finer than a pixel
+                turn.answer_marks.append(Digit(number.start() + 1, int(number[0][1:]) / 100))
     elif task == "colour":
         turn.answer_marks.append(Mark(0, turn.question_marks[0].box))
     elif task == "shape":
@@ -318,7 +331,7 @@ def clip_turns(clip: list[Scene], question: str, answer: str, rng: random.Random
 
 def encode_turns(
     processor: Qwen2VLProcessor, turns: list[Turn], media: list[str], cells: list[int], trusted: bool = False
-) -> tuple[list[int], list[int], list[tuple[int, Mark]], list[int], list[int]]:
+) -> tuple[list[int], list[int], list[tuple[int, Mark | Digit]], list[int], list[int]]:
     """One conversation → ids; the number of its answer for each id to be learned, else -1; the marks and their places;
     where the pictures (or the clip) of `cells` visual tokens end; and the place before each answer.
 
@@ -493,7 +506,7 @@ def make_round(
     media = {"picture": ["image"], "read": ["image"], "pair": ["image", "image"], "clip": ["video"]}[kind]
     cells = [size[0] * size[1] * -(-frames // 2)] * len(media)
     rows, parts, patches, grids = [], [], [], []
-    counts, events, pairs, tasks, known, beside, all_ends = [], [], [], [], [], [], []
+    counts, events, pairs, tasks, known, digits, beside, all_ends = [], [], [], [], [], [], [], []
     most = recipe.max_rows * (2 if kind == "read" else 1)
     turn_tokens = {"picture": TURN_TOKENS, "read": 35, "pair": 75, "clip": 60}[kind]
     most = max(1, min(most, recipe.tokens // (sum(cells) + turn_tokens + 20)))
@@ -526,6 +539,8 @@ def make_round(
         rows.append((ids, owner))
         tasks.append([turn.task for turn in turns])
         all_ends += [[row, end] for end in ends]
+        digits += [[row, place, mark.rest] for place, mark in marks if isinstance(mark, Digit)]
+        marks = [(place, mark) for place, mark in marks if isinstance(mark, Mark)]
         known += [[row, place, *mark.box, mark.coming, mark.left] for place, mark in marks]
         beside += [[row, place, *turn.beside] for place, turn in zip(begins, turns, strict=True) if turn.beside]
         drawn = {id(scene): scene for scene in shown}  # frames that do not change are drawn once
@@ -568,6 +583,7 @@ def make_round(
         "ends": torch.tensor(all_ends),  # row, place
         "answers": torch.tensor([owner + [-1] * (longest_row - len(owner)) for _, owner in rows]),  # (B, S)
         "known": torch.tensor(known).reshape(-1, 8),  # row, place, box in shares, whether it is coming, how many left
+        "digits": torch.tensor(digits).reshape(-1, 3),  # row, place, what remains of a coordinate
         "beside": torch.tensor(beside, dtype=torch.long).reshape(
             -1, 5
         ),  # row, place, further right, further down, relation
@@ -580,13 +596,14 @@ def make_round(
 
 
 class Rounds(torch.utils.data.IterableDataset):
-    """Endless sheets, or rounds of conversations, each from its own seed; made in a background process."""
+    """Endless sheets, or rounds of conversations, each from its own seed."""
 
     def __init__(self, folder: Path, first: int, sheets: bool, recipe: Recipe = FULL):
         self.folder, self.first, self.sheets, self.recipe = folder, first, sheets, recipe
 
     def __iter__(self):
-        torch.set_num_threads(1)
+        if torch.utils.data.get_worker_info():
+            torch.set_num_threads(1)
         processor, recipe = Qwen2VLProcessor.from_pretrained(self.folder), self.recipe
         for seed in itertools.count(self.first):
             kind = "sheet" if self.sheets else recipe.rounds[seed % len(recipe.rounds)]

@@ -13,8 +13,8 @@ a linear head must be able to read off what is needed there. The heads are never
     rows of the picture, which no visual token can know, as none sees those after it;
   * layer 4, each visual token: in a clip, how far its object has come since the frames before, and what has happened
     here; in a second picture, whether its object is in the first one, too, and where;
-  * layer 4, words with which a thing has been named: its box in cells; layer 5: the same as shares of the picture, in
-    the digits of the answers, and in a list how many things will be named after it;
+  * layer 4, words with which a thing has been named: its box in cells; layer 5: the same as shares of the picture, and
+    in a list how many things will be named after it; layer 7, before each digit of a box: what remains of its number;
   * layer 5, <|vision_end|>: how many there are of each shape, of each colour, and in all; what happened in a clip; of a
     second picture, whether it is the same and whether it has more objects;
   * layer 6, words before a thing is named, or a character written: its box in cells. So late, since the next one to the
@@ -84,7 +84,8 @@ class DecoderHeads(nn.Module):
         self.found, self.coming = (nn.Linear(width, 4) for _ in range(2))
         self.left = nn.Linear(width, MAX_THINGS + 1)  # six things and a text, but one of them is named
         self.shares = nn.Linear(width, 4)
-        self.digits = nn.Linear(width, 4 * (11 + 10))  # hundreds 0 to 10 and tens 0 to 9 of four coordinates
+        self.hundreds = nn.Linear(width, 4 * 11)  # 0 to 10, of four coordinates in thousandths
+        self.rest = nn.Linear(width, 1)
         self.counts = nn.Linear(width, (len(NAMES) + 1) * 7)  # 0 to 6 of each, and of all
         self.event_sizes = [len(EVENTS), len(SHAPES), len(COLOURS), len(COLOURS)]
         self.events = nn.Linear(width, sum(self.event_sizes))
@@ -92,7 +93,8 @@ class DecoderHeads(nn.Module):
         self.beside = nn.Linear(width, 2)
         self.relations = nn.Linear(width, len(RELATIONS))
         self.states: dict[int, Tensor] = {}
-        for i in range(1, 6):
+        self.seventh = min(7, len(model.model.layers))  # the studies' decoders have but six
+        for i in range(1, self.seventh):
             model.model.layers[i].register_forward_hook(lambda *call, i=i: self.states.update({i: call[-1]}))
 
     def after(self, layer: int) -> Tensor:
@@ -117,11 +119,16 @@ class DecoderHeads(nn.Module):
         for name, states, has in (("found", fourth, coming == 0), ("coming", sixth, coming == 1)):
             if has.any():
                 error = getattr(self, name)(states[row[has], place[has]]) - in_cells[has]
-                losses[name] = 2 * error.abs().mean(0).sum()
+                losses[name] = 8 * error.abs().mean(0).sum()  # a box is wanted to a tenth of a cell
         if (coming == 0).any():
             losses["known"] = self.box_loss(fifth[row, place][coming == 0], boxes[coming == 0])
         if (left >= 0).any():
             losses["left"] = F.cross_entropy(self.left(fifth[row, place][left >= 0]), left[left >= 0])
+
+        if len(batch["digits"]):
+            row, place = batch["digits"][:, :2].long().T
+            rest = self.rest(self.after(self.seventh)[row, place])[:, 0]
+            losses["rest"] = 4 * (rest - batch["digits"][:, 2]).abs().mean()
 
         if len(batch["counts"]):
             row, place = batch["counts"][:, :2].T
@@ -158,9 +165,7 @@ class DecoderHeads(nn.Module):
         return losses
 
     def box_loss(self, states: Tensor, boxes: Tensor) -> Tensor:
-        """Distance, and cross-entropy of the first two of three digits: states (n, C), boxes (n, 4) as shares."""
-        thousandths = (boxes * 1000).round().clamp(0, 1000).long()  # (n, 4)
-        hundreds, tens = self.digits(states).view(-1, 4, 21).split([11, 10], dim=-1)
-        loss = F.cross_entropy(hundreds.flatten(0, 1), thousandths.flatten() // 100)
-        loss = loss + F.cross_entropy(tens.flatten(0, 1), thousandths.flatten() // 10 % 10)
-        return loss + 2 * (self.shares(states) - boxes).abs().mean(0).sum()
+        """Distance, and cross-entropy of the first digit: states (n, C), boxes (n, 4) as shares."""
+        hundreds = (boxes * 1000).round().clamp(0, 1000).long() // 100  # (n, 4)
+        loss = F.cross_entropy(self.hundreds(states).view(-1, 11), hundreds.flatten())
+        return loss + 10 * (self.shares(states) - boxes).abs().mean(0).sum()

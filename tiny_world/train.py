@@ -60,7 +60,7 @@ STATE_EVERY = 3 * 60  # seconds between two copies of the training state
 TASKS = (*FULL.tasks, "compare", "motion", "text")
 LOSSES = (
     *("answers", "names", "edges", "characters", "places", "first", "sizes", "moves", "changes", "matches", "partners"),
-    *("found", "known", "left", "coming", "counts", "events", "pairs", "beside", "relations"),
+    *("found", "known", "rest", "left", "coming", "counts", "events", "pairs", "beside", "relations"),
 )
 
 
@@ -209,7 +209,7 @@ def draw_curves(table: Path, picture: Path) -> None:
             values = [float(line.get(name) or "nan") for line in lines]  # a gap where it was not trained
             if name in ("where", "text") or all(map(math.isnan, values)):
                 continue  # no box is right to the last of its digits
-            style = ("-", "--")[i // 10]  # there are ten colours
+            style = ("-", "--", ":")[i // 10]  # there are ten colours
             axis.plot(minutes, values, style, label=name.removesuffix(" right"), linewidth=1)
     axes[0].set(yscale="log", xlabel="minutes", title="Losses: answers, and what the heads read off")
     axes[1].set(ylim=(0, 1), xlabel="minutes", title="Read off the tower rightly: new pictures")
@@ -351,7 +351,9 @@ def train(
         if state["spent"] >= end or (alone and state["steps"]):
             continue
         rounds = Rounds(work / "checkpoint", state[count] * (1 if alone else ROUNDS_PER_STEP), alone, recipe)
-        loader = iter(torch.utils.data.DataLoader(rounds, batch_size=None, num_workers=1, prefetch_factor=4))
+        # On two cores the background is no gain: each product's two threads wait for the one that it has interrupted.
+        ahead = {"num_workers": 1, "prefetch_factor": 4} if torch.get_num_threads() > 2 else {}
+        loader = iter(torch.utils.data.DataLoader(rounds, batch_size=None, **ahead))
         while state["spent"] < end and state[count] != max_steps:
             if alone:
                 trainer.sheets_loss(next(loader)).backward()
