@@ -50,20 +50,21 @@ class Recipe:
     text_share: float = 0.35  # of the pictures have a text to read
     longer_every: int = 900  # rounds: texts of two characters at first, then of one more
     tower_share: float = 0.22  # of the time the tower learns alone
-    tower_factor: float = 0.15  # of the rates, for the tower once it learns with the decoder: else it forgets letters
+    tower_factor: float = 0.15  # of the rates, for the tower once the decoder learns, lest it forget; 0: frozen
     tokens: int = 3000  # of one round, the padding included
     max_rows: int = 32
 
 
 FULL = Recipe()
 COURSE = Recipe(  # small enough for a lesson
-    rounds=("picture", "picture", "sheet"),
+    rounds=("picture",),
     tasks={"describe": 3, "where": 3, "count": 2, "colour": 2, "shape": 1},
     things=(1, 2, 2, 3),
     max_side=112,
     large_share=0.0,
     text_share=0.0,
-    tower_factor=1.0,  # there are no letters to be forgotten
+    tower_factor=0.0,  # what it has learned alone will do, and the decoder gets more steps
+    tokens=1500,
 )
 
 

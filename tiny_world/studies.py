@@ -167,15 +167,15 @@ def new_trainer(
     return Trainer(model)
 
 
-def run_steps(trainer: Trainer, steps: int, make: Callable[[int], tuple[dict, dict]]) -> float:
-    """Train on `make(0)`, `make(1)` … ((batch, more inputs) each); returns the seconds spent on the steps alone."""
-    seconds = 0.0
+def run_steps(trainer: Trainer, steps: int, make: Callable[[int], tuple[dict, dict]]) -> list[float]:
+    """Train on `make(0)`, `make(1)` … ((batch, more inputs) each); returns the seconds of each step, without `make`."""
+    seconds = []
     for step in range(steps):
         batch, inputs = make(step)
         start = time.perf_counter()
         trainer.round_loss(batch, **inputs).backward()
         trainer.step(rate_factor(step, step / steps))
-        seconds += time.perf_counter() - start
+        seconds.append(time.perf_counter() - start)
     return seconds
 
 
@@ -242,7 +242,7 @@ def rope(file: Path, seeds: int, samples: int, steps: int) -> Results:
             found |= {(task, 1): share[task] for task in ("describe", "relation")}
             for (task, frames), value in found.items():
                 results.add(
-                    way=way, task=task, frames=frames, seed=seed, accuracy=round(value, 4), seconds=round(seconds)
+                    way=way, task=task, frames=frames, seed=seed, accuracy=round(value, 4), seconds=round(sum(seconds))
                 )
     return results
 
@@ -318,7 +318,7 @@ def merger(file: Path, seeds: int, samples: int, steps: int) -> Results:
                     seed=seed,
                     accuracy=found[task]["accuracy"],
                     tokens=round(statistics.mean(tokens), 2),
-                    seconds_per_step=round(seconds / steps, 3),
+                    seconds_per_step=round(statistics.median(seconds), 3),
                 )
     return results
 
@@ -337,7 +337,7 @@ def draw_merger(results: Results, file: Path) -> None:
     axes[0].set(ylim=(0, 1), title="right answers after the same steps")
     axes[0].set_xticks(range(len(MERGER_TASKS)), MERGER_TASKS)
     axes[0].legend(fontsize=8)
-    for axis, title in ((axes[1], "visual tokens a picture"), (axes[2], "seconds a training step")):
+    for axis, title in ((axes[1], "visual tokens a picture"), (axes[2], "median seconds a training step")):
         axis.set(title=title)
         axis.set_xticks(range(len(MERGES)), [f"{merge}×{merge}" for merge in MERGES])
         axis.margins(y=0.12)

@@ -7,8 +7,8 @@ Stop it whenever you like; the same command goes on where it was (its state is k
 `<out>_training/`). The learning rate follows the minutes trained, so --minutes is all there is to set.
 
 As in the paper, the vision tower learns first, alone (there from captions, here from naming what is in each cell of
-crowded sheets; not with --course), then all of it together, on conversations about pictures, pairs of pictures and
-clips. What makes so small a model learn to see in so little time on two cores:
+crowded sheets), then all of it together (with --course the tower is frozen by then), on conversations about pictures,
+pairs of pictures and clips. What makes so small a model learn to see in so little time on two cores:
   * *training-only* linear heads, which read off what must be known where: see heads.py;
   * Muon for the hidden matrices (AdamW for the rest);
   * several questions a picture, since seeing it is what costs, and conversations of nearly equal length in a round,
@@ -350,6 +350,7 @@ def train(
         alone = count == "tower_steps"  # the tower
         if state["spent"] >= end or (alone and state["steps"]):
             continue
+        model.visual.requires_grad_(alone or recipe.tower_factor > 0)
         rounds = Rounds(work / "checkpoint", state[count] * (1 if alone else ROUNDS_PER_STEP), alone, recipe)
         # On two cores the background is no gain: each product's two threads wait for the one that it has interrupted.
         ahead = {"num_workers": 1, "prefetch_factor": 4} if torch.get_num_threads() > 2 else {}
