@@ -5,6 +5,7 @@ import csv
 import pytest
 import torch
 
+import weights_loader
 from qwen2vl_mini import Qwen2VLProcessor
 from tiny_world import batches, studies
 
@@ -59,6 +60,14 @@ def test_rope_differs_in_positions_only():
     a, b = (studies.new_trainer(processor, 7) for _ in range(2))
     assert all(torch.equal(x, y) for x, y in zip(a.model.parameters(), b.model.parameters()))  # a seed is a decoder
     assert not any(p.requires_grad for p in a.model.visual.parameters())
+
+
+def test_every_merger_is_new():
+    trainer = studies.new_trainer(Qwen2VLProcessor.from_pretrained("tiny"), 7, merge_size=2)
+    bundled = weights_loader.load_model("tiny", dtype="float32").visual
+    assert all(weight.requires_grad for weight in trainer.model.visual.parameters())
+    same = {name for name, w in trainer.model.visual.named_parameters() if torch.equal(w, bundled.get_parameter(name))}
+    assert same == {name for name, _ in bundled.named_parameters() if not name.startswith("merger")}
 
 
 def test_merger(tmp_path, monkeypatch):

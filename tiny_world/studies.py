@@ -151,19 +151,18 @@ def draw_resolution(results: Results, file: Path) -> None:
 # ── Decoders trained anew ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def new_trainer(
-    processor: Qwen2VLProcessor, seed: int, merge_size: int = 2, frozen: bool = True, theta: float = 20.0
-) -> Trainer:
-    """A decoder with random weights behind the bundled tower (and a new merger, if it merges otherwise)."""
+def new_trainer(processor: Qwen2VLProcessor, seed: int, merge_size: int | None = None, theta: float = 20.0) -> Trainer:
+    """A decoder with random weights behind the bundled tower, frozen; or, with a `merge_size`, behind its blocks and a
+    new merger, which all learn."""
     torch.manual_seed(seed)
-    config = tiny_config(processor.tokenizer, layers=6, merge_size=merge_size)
+    config = tiny_config(processor.tokenizer, layers=6, merge_size=merge_size or 2)
     config.text_config.rope_theta = theta
     model = Qwen2VLForConditionalGeneration(config)
     initialise(model)
     tower = weights_loader.load_model("tiny", dtype="float32", device="cpu").visual.state_dict()
-    keep = {name: weight for name, weight in tower.items() if merge_size == 2 or not name.startswith("merger")}
+    keep = {name: weight for name, weight in tower.items() if merge_size is None or not name.startswith("merger")}
     model.visual.load_state_dict(keep, strict=False)
-    model.visual.requires_grad_(not frozen)
+    model.visual.requires_grad_(merge_size is not None)
     return Trainer(model)
 
 
@@ -285,13 +284,13 @@ MERGER_RECIPE = replace(
     large_share=0.0,
     text_share=0.3,
     tokens=10**9,  # the same conversations for all, however many tokens they are
-    max_rows=12,
+    max_rows=20,
 )
 MERGER_TASKS = ("describe", "where", "count", "read")
 
 
 def merger(file: Path, seeds: int, samples: int, steps: int) -> Results:
-    """The same tower, pictures, questions and number of steps, but for how many patches one token holds."""
+    """The same tower's blocks, pictures, questions and number of steps, but for how many patches one token holds."""
     results = Results(file, ("merge", "task"))
     for seed in range(seeds):
         for merge in MERGES:
@@ -299,7 +298,7 @@ def merger(file: Path, seeds: int, samples: int, steps: int) -> Results:
                 continue
             processor = Qwen2VLProcessor.from_pretrained("tiny")
             processor.image_processor.merge_size = merge
-            trainer = new_trainer(processor, seed, merge, frozen=False)
+            trainer = new_trainer(processor, seed, merge)
             tokens = []
 
             def make(step: int, seed=seed, processor=processor, tokens=tokens) -> tuple[dict, dict]:
