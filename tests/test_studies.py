@@ -65,17 +65,19 @@ def test_rope_differs_in_positions_only():
 def test_every_merger_is_new():
     trainer = studies.new_trainer(Qwen2VLProcessor.from_pretrained("tiny"), 7, merge_size=2)
     bundled = weights_loader.load_model("tiny", dtype="float32").visual
-    assert all(weight.requires_grad for weight in trainer.model.visual.parameters())
+    assert all(w.requires_grad == n.startswith("merger") for n, w in trainer.model.visual.named_parameters())
     same = {name for name, w in trainer.model.visual.named_parameters() if torch.equal(w, bundled.get_parameter(name))}
     assert same == {name for name, _ in bundled.named_parameters() if not name.startswith("merger")}
 
 
 def test_merger(tmp_path, monkeypatch):
     monkeypatch.setattr(studies, "MERGES", (1, 2))
+    monkeypatch.setattr(studies, "SEEN_SIDE", 112)
     rows = run("merger", tmp_path)
     assert {(row["merge"], row["task"]) for row in rows} == {(m, t) for m in "12" for t in studies.MERGER_TASKS}
     tokens = {row["merge"]: float(row["tokens"]) for row in rows}
     assert 3 < tokens["1"] / tokens["2"] < 6  # four patches are a token
+    assert all(float(row["seconds_to_first_token"]) > 0 for row in rows)
 
 
 def test_the_series_has_means_and_deviations(tmp_path):

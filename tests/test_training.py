@@ -9,7 +9,8 @@ import torch
 import weights_loader
 from qwen2vl_mini import Qwen2VLForConditionalGeneration
 from tiny_world import batches, evaluate, train
-from tiny_world.scenes import TEST_SEED
+from tiny_world.heads import TowerHeads
+from tiny_world.scenes import COLOURS, SHAPES, TEST_SEED
 
 pytestmark = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="training needs torch 2.9 or newer")
 
@@ -40,6 +41,29 @@ def test_an_answer_weighs_as_the_root_of_its_length():
     assert sum(losses) == pytest.approx(torch.tensor(10.0).log().item())
 
 
+def test_names_are_smoothed_over_their_group(processor):
+    tokenizer = processor.tokenizer
+    groups = train.name_groups(tokenizer)
+    assert [[tokenizer.decode([i]) for i in group] for group in groups] == [
+        [f" {name}" for name in COLOURS],
+        [name.capitalize() for name in COLOURS],
+        [f" {name}" for name in SHAPES],
+    ]
+    names = groups[2]  # eight shapes
+    for wanted, best in ((names[0], 0.9 + 0.1 / 8), (7, 1.0)):  # a shape, and a token of no group
+        logits = torch.zeros(1, 2, tokenizer.bpe.get_vocab_size(), requires_grad=True)
+        ids, answers = torch.tensor([[9, int(wanted)]]), torch.tensor([[-1, 0]])
+        optimizer = torch.optim.Adam([logits], lr=0.3)
+        for _ in range(300):
+            optimizer.zero_grad()
+            train.answer_loss(logits, ids, answers, groups).backward()
+            optimizer.step()
+        shares = logits[0, 0].softmax(-1)
+        assert shares[wanted].item() == pytest.approx(best, abs=0.01)
+        if best < 1:  # no other shape is less likely than the next
+            assert shares[names[1:]].tolist() == pytest.approx([0.1 / 8] * 7, abs=0.002)
+
+
 def test_the_rate_warms_up_stays_and_falls():
     assert train.rate_factor(0, 0.0) < 0.05
     assert train.rate_factor(1000, train.DECAY_FROM) == 1.0
@@ -51,7 +75,7 @@ def test_the_rate_warms_up_stays_and_falls():
 def small_steps(monkeypatch):
     for recipe in (batches.FULL, batches.COURSE):
         monkeypatch.setitem(vars(recipe), "tokens", 500)
-    monkeypatch.setattr(batches, "SHEET_CELLS", 100)
+        monkeypatch.setitem(vars(recipe), "sheet_cells", 100)
     monkeypatch.setattr(train, "WARMUP_STEPS", 2)
 
 
@@ -78,7 +102,8 @@ def test_training_learns_is_resumed_and_saves_what_can_be_loaded(tmp_path, small
     assert results["describe"]["n"] == 2 and 0 <= results["where"]["mean_iou"] <= 1
 
 
-def test_the_heads_do_not_touch_the_saved_model(tmp_path, small_steps):
+def test_the_heads_do_not_touch_the_saved_model(tmp_path, small_steps, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)  # then the rounds are made in the background
     train.train(tmp_path / "small", minutes=60, max_steps=1, recipe=batches.COURSE)
     names = weights_loader.load_model(tmp_path / "small").state_dict().keys()
     config = train.tiny_config(train.start_folder(tmp_path / "start").tokenizer)
@@ -140,7 +165,23 @@ def test_training_can_start_from_a_checkpoint(processor, tmp_path, small_steps, 
     assert all(torch.equal(new[name], weight.bfloat16()) for name, weight in model.state_dict().items())
 
 
-def test_a_frozen_tower_stays_as_it_has_learned_alone(tmp_path, small_steps):
+def test_no_letters_are_no_lesson():
+    heads, seen = TowerHeads(8), torch.zeros(3, 8)
+    slots, edges = torch.zeros(3, batches.SLOTS, dtype=torch.long), torch.full((3, 4), torch.nan)
+    names = torch.zeros(3, len(batches.NAMES))
+    assert heads(seen, names, edges, slots).keys() == {"names"}
+    slots[0, 0] = 1
+    assert heads(seen, names, edges, slots).keys() == {"names", "characters"}
+
+
+def test_a_frozen_tower_stays_as_it_has_learned_alone(tmp_path, small_steps, monkeypatch):
+    real, tower_learns = train.Trainer.step, []
+
+    def step(self, *factors):
+        tower_learns.append(any(p.grad is not None for p in self.model.visual.parameters()))
+        real(self, *factors)
+
+    monkeypatch.setattr(train.Trainer, "step", step)
     recipe = replace(batches.COURSE, rounds=("picture", "sheet"))  # sheets do no harm: the heads learn from them
     states = []
     for steps in (1, 3):
@@ -148,3 +189,4 @@ def test_a_frozen_tower_stays_as_it_has_learned_alone(tmp_path, small_steps):
         states.append(weights_loader.load_model(tmp_path / "small").state_dict())
     same = {name for name, weight in states[0].items() if torch.equal(weight, states[1][name])}
     assert {name for name in states[0] if name.startswith("visual")} <= same < states[0].keys()
+    assert tower_learns == [True, False, False, False]  # else its gradients would be computed for nothing

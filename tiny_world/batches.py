@@ -22,7 +22,6 @@ from qwen2vl_mini import Qwen2VLImageProcessor, Qwen2VLProcessor, Special, rende
 from tiny_world import scenes
 from tiny_world.scenes import CHARACTERS, COLOURS, MAX_TEXT_LENGTH, SHAPES, Scene, Text, Thing
 
-SHEET_CELLS = 1300  # visual tokens of a batch of sheets
 SLOTS = 5  # characters that one cell can hold, from left to right
 NAMES = {name: i for i, name in enumerate((*SHAPES, *COLOURS))}
 
@@ -50,6 +49,8 @@ class Recipe:
     text_share: float = 0.35  # of the pictures have a text to read
     longer_every: int = 900  # rounds: texts of two characters at first, then of one more
     tower_share: float = 0.22  # of the time the tower learns alone
+    alone_factor: float = 1.0  # of the rates, for the tower alone
+    sheet_cells: int = 1300  # visual tokens of a batch of sheets; half as many once the decoder learns, too
     tower_factor: float = 0.15  # of the rates, for the tower once the decoder learns, lest it forget; 0: frozen
     tokens: int = 3000  # of one round, the padding included
     max_rows: int = 32
@@ -63,6 +64,9 @@ COURSE = Recipe(  # small enough for a lesson
     max_side=112,
     large_share=0.0,
     text_share=0.0,
+    tower_share=0.45,  # it knows colours in half a minute, but shapes are slow
+    alone_factor=3.0,  # from random weights, it learns faster so, and in smaller steps
+    sheet_cells=400,
     tower_factor=0.0,  # what it has learned alone will do, and the decoder gets more steps
     tokens=1500,
 )
@@ -159,7 +163,7 @@ def draw_sheet(
     return scene, texts, image
 
 
-def make_sheets(seed: int, images: Qwen2VLImageProcessor, recipe: Recipe = FULL, cells: int = SHEET_CELLS) -> dict:
+def make_sheets(seed: int, images: Qwen2VLImageProcessor, recipe: Recipe = FULL, cells: int = FULL.sheet_cells) -> dict:
     """Sheets of one size: patches (N, 1176), grid (·, 3), targets of the cells."""
     rng = random.Random(f"sheets/{seed}")
     width, height = (rng.randint(84, 336) for _ in range(2))
@@ -200,8 +204,10 @@ class Mark:
 
 @dataclass(frozen=True)
 class Digit:
-    """Before a digit of a coordinate is written, so many characters into an answer: what remains of it, from 0 to 1, of
-    which ten times, rounded down, is that digit (for 473: 0.473, then 0.73; but for 47 0.047)."""
+    """What is still to be written of a coordinate, so many characters into an answer: 0.473 before 473, then 0.73.
+
+    Ten times that, rounded down, is the next digit (but for the first one of a number below 100: 0.047 before 47).
+    """
 
     place: int
     rest: float
@@ -609,7 +615,7 @@ class Rounds(torch.utils.data.IterableDataset):
         for seed in itertools.count(self.first):
             kind = "sheet" if self.sheets else recipe.rounds[seed % len(recipe.rounds)]
             if kind == "sheet":
-                cells = SHEET_CELLS if self.sheets else SHEET_CELLS // 2
+                cells = recipe.sheet_cells if self.sheets else recipe.sheet_cells // 2
                 yield make_sheets(seed, processor.image_processor, recipe, cells)
             else:
                 longest = min(MAX_TEXT_LENGTH, 2 + seed // recipe.longer_every)

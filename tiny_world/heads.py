@@ -48,11 +48,11 @@ class TowerHeads(nn.Module):
     def forward(self, seen: Tensor, names: Tensor, edges: Tensor, slots: Tensor) -> dict[str, Tensor]:
         """Losses of the targets of `batches`: names (M, 18), edges (M, 4) and slots (M, SLOTS)."""
         seen, slots, has = seen.float(), slots.flatten(), ~edges[:, 0].isnan()
-        characters = F.cross_entropy(self.slots(seen).view(len(slots), -1), slots, reduction="sum")
-        losses = {
-            "names": 4 * F.binary_cross_entropy_with_logits(self.names(seen), names, reduction="sum") / len(seen),
-            "characters": characters / max(50, (slots > 0).sum()),
-        }
+        names_loss = F.binary_cross_entropy_with_logits(self.names(seen), names, reduction="sum")
+        losses = {"names": 4 * names_loss / len(seen)}
+        if (slots > 0).any():  # where there are none, silence about them would drown all else at first
+            error = F.cross_entropy(self.slots(seen).view(len(slots), -1), slots, reduction="sum")
+            losses["characters"] = error / max(50, (slots > 0).sum())
         if has.any():
             losses["edges"] = (self.edges(seen[has]) - edges[has]).abs().mean(0).sum()
         return losses

@@ -27,6 +27,7 @@ import os
 import shutil
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -48,6 +49,7 @@ from qwen2vl_mini import (
 from tiny_world.batches import COURSE, FULL, Recipe, Rounds
 from tiny_world.chat_template import CHAT_TEMPLATE
 from tiny_world.heads import DecoderHeads, TowerHeads
+from tiny_world.scenes import COLOURS, SHAPES
 from tiny_world.tokenizer import save_tokenizer
 
 ROUNDS_PER_STEP = 2
@@ -55,6 +57,7 @@ ANSWER_WEIGHT = 3.0  # of the answers' loss, beside those of the heads
 MUON_RATE, ADAMW_RATE = 6e-3, 1e-3
 WARMUP_STEPS = 100
 DECAY_FROM = 0.2  # of each stage's time; from there the rates fall to zero, with which accuracy rises most
+SMOOTHING = 0.1  # of the probability asked of a colour or shape, this much is spread over all colours or all shapes
 STATE_EVERY = 3 * 60  # seconds between two copies of the training state
 
 TASKS = (*FULL.tasks, "compare", "motion", "text")
@@ -135,18 +138,36 @@ def make_optimizers(model: nn.Module, head: nn.Module) -> list[torch.optim.Optim
 
 
 def rate_factor(step: int, progress: float) -> float:
-    """Warm-up by steps, then constant, then linearly to zero over the rest of the time (`progress` 0 to 1)."""
-    return min(1.0, (step + 1) / WARMUP_STEPS, max(0.0, (1 - progress) / (1 - DECAY_FROM)))
+    """Warm-up by steps, then constant, then to zero over the rest of the time (`progress` 0 to 1).
+
+    As 1 - sqrt (Hägele et al. 2024): soon low, and low for long, since nothing is precise while the rates are high.
+    """
+    fallen = min(1.0, max(0.0, (progress - DECAY_FROM) / (1 - DECAY_FROM)))
+    return min(1.0, (step + 1) / WARMUP_STEPS, 1 - math.sqrt(fallen))
 
 
-def answer_loss(logits: Tensor, ids: Tensor, answers: Tensor) -> Tensor:
+def name_groups(tokenizer: Qwen2VLTokenizer) -> list[Tensor]:
+    """Tokens of the colours within an answer, of those at its beginning ("Green."), and of the shapes."""
+    words = [f" {name}" for name in COLOURS], [name.capitalize() for name in COLOURS], [f" {name}" for name in SHAPES]
+    return [torch.tensor([tokenizer.encode(word) for word in group]).flatten() for group in words]
+
+
+def answer_loss(logits: Tensor, ids: Tensor, answers: Tensor, groups: Iterable[Tensor] = ()) -> Tensor:
     """Cross-entropy of the answers' tokens: logits (B, S, V), ids (B, S), answers (B, S) their number, -1 for none.
 
     A mean over tokens would hear little of a count, which is one token, beside a description of thirty; a mean over
     answers would hear little of each word. So an answer of n tokens weighs as much as the square root of n.
+
+    The names of `name_groups` are smoothed (Szegedy et al. 2015) over their group. No star is ever blue in training,
+    and without it every step would make "star" mean a little more "not blue", whatever the picture shows.
     """
     learned = answers[:, 1:] >= 0
-    losses = F.cross_entropy(logits[:, :-1][learned], ids[:, 1:][learned], reduction="none")  # (T)
+    wanted, log_p = ids[:, 1:][learned], logits[:, :-1][learned].log_softmax(-1)  # (T), (T, V)
+    losses = F.nll_loss(log_p, wanted, reduction="none")  # (T)
+    for group in groups:
+        named = torch.isin(wanted, group)  # (T), true for n of them
+        spread = -log_p[named][:, group].mean(1)  # (n): least when all names of the group are equally likely
+        losses[named] = (1 - SMOOTHING) * losses[named] + SMOOTHING * spread
     which = torch.arange(len(ids))[:, None] * (answers.max() + 1) + answers[:, 1:]
     lengths = torch.bincount(which[learned])  # tokens of each answer
     weights = lengths[which[learned]] ** -0.5
@@ -249,8 +270,14 @@ class Table:
 class Trainer:
     """A model with its heads and optimizers: losses of a batch, and steps down their gradient."""
 
-    def __init__(self, model: Qwen2VLForConditionalGeneration, record=lambda name, value, count=1: None):
+    def __init__(
+        self,
+        model: Qwen2VLForConditionalGeneration,
+        tokenizer: Qwen2VLTokenizer,
+        record=lambda name, value, count=1: None,
+    ):
         self.model, self.record = model, record  # record is told each loss and each share of right answers
+        self.groups = name_groups(tokenizer)
         self.tower_heads, self.heads = TowerHeads(model.config.text_config.hidden_size), DecoderHeads(model)
         self.muon, self.adamw = make_optimizers(model, nn.ModuleList([self.tower_heads, self.heads]))
         self.in_half = weights_loader.cpu_is_fast_in_bfloat16()
@@ -281,7 +308,7 @@ class Trainer:
         is_visual = (ids == config.image_token_id) | (ids == config.video_token_id)
         for task, right in exact_by_task(logits.detach(), ids, answers, batch["tasks"]).items():
             self.record(task, sum(right) / len(right), len(right))
-        answers_loss = answer_loss(logits, ids, answers)
+        answers_loss = answer_loss(logits, ids, answers, self.groups)
         self.record("answers", answers_loss.item())
         return ANSWER_WEIGHT * answers_loss + self.total(self.heads(is_visual, batch) | self.tower_losses(batch))
 
@@ -325,7 +352,7 @@ def train(
     if start_from:
         model.load_state_dict(weights_loader.load_model(start_from, dtype="float32", device="cpu").state_dict())
     state_file, table = work / "state.pt", Table(work / "training.csv")
-    trainer = Trainer(model, table.add)
+    trainer = Trainer(model, processor.tokenizer, table.add)
     state = {"tower_steps": 0, "steps": 0, "samples": 0, "spent": 0.0}  # spent: seconds of training in all runs
     if state_file.exists():
         saved = torch.load(state_file, weights_only=True)
@@ -364,7 +391,7 @@ def train(
                     (loss(batch) / ROUNDS_PER_STEP).backward()
                     state["samples"] += len(batch.get("tasks", ()))
             factor = rate_factor(state[count], (state["spent"] - begin) / (end - begin))
-            trainer.step(factor, 1.0 if alone else recipe.tower_factor)
+            trainer.step(factor, recipe.alone_factor if alone else recipe.tower_factor)
             state[count] += 1
             now = time.monotonic()
             state["spent"], last = state["spent"] + now - last, now
