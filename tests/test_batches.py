@@ -2,6 +2,7 @@
 
 import random
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -57,18 +58,77 @@ def test_a_cell_keeps_its_first_characters_only():
     assert "".join(CHARACTERS[k - 1] for k in slots[0].tolist()) == scene.text.string[:SLOTS]
 
 
+def test_near_cells_are_those_beyond_a_near_border():
+    near = batches.NEAR
+    assert batches.near_cells(2.5, 4) == [2]
+    assert batches.near_cells(2 + near / 2, 4) == [2, 1] and batches.near_cells(3 - near / 2, 4) == [2, 3]
+    assert batches.near_cells(2 + near * 1.1, 4) == [2] and batches.near_cells(3 - near * 1.1, 4) == [2]
+    assert batches.near_cells(near / 2, 4) == [0] and batches.near_cells(4.0, 4) == [3]  # there is nothing beyond
+
+
+def test_a_thing_near_a_border_belongs_to_the_cell_that_claims_it_most():
+    def one(x: float, y: float) -> scenes.Scene:
+        scene = scene_of(5, 1)
+        return replace(scene, width=112, height=112, things=(scenes.thing_at(scene.things[0], x, y),))
+
+    scene = one(56.8, 83.4)  # a little right of the border between columns 1 and 2, a little above that to row 3
+    kinds = [NAMES[scene.things[0].shape], NAMES[scene.things[0].colour]]
+    for cell in (9, 10, 13, 14):
+        claims = torch.zeros(16, 18)
+        claims[cell, kinds] = 2.0
+        claims[5] = 9.0  # no neighbour across a near border
+        names, edges = batches.name_targets(scene, (4, 4), claims)
+        assert names.nonzero().tolist() == [[cell, k] for k in sorted(kinds)]
+        row, col = divmod(cell, 4)
+        assert ((edges[cell, :2] + edges[cell, 2:]) / 2).tolist() == pytest.approx(
+            [56.8 / 28 - col, 83.4 / 28 - row], abs=0.1
+        )
+    assert batches.name_targets(scene, (4, 4))[0][10, kinds].all()  # its own, if nobody claims anything
+    claims = torch.full((16, 18), 5.0)
+    claims[10] = 0.0
+    assert batches.name_targets(one(70, 70), (4, 4), claims)[0][10, kinds].all()  # far from every border
+    both = replace(scene, things=(*scene.things, *one(40, 84.6).things))  # another one is in cell 13
+    claims = torch.zeros(16, 18)
+    claims[13] = 2.0
+    names, edges = batches.name_targets(both, (4, 4), claims)
+    assert names.any(1).nonzero().flatten().tolist() == [10, 13] and edges[10, 0] + edges[10, 2] < 0.5
+
+
+def test_a_text_near_a_border_belongs_to_the_row_that_claims_it_most():
+    text = scene_of(3, 0, 3).text
+    assert len(set(y for _, y in text.centres)) == 1
+    scene = scene_of(3, 0)
+    scene = replace(scene, width=112, height=112)
+    xs = 14.0, 29.0, 70.0  # the second a little right of the border between columns 0 and 1
+    for string, moved in (("ABC", True), ("AAC", False)):  # what A's cell says of an A is no claim of the next one
+        shown = replace(text, string=string, centres=tuple((x, 55.0) for x in xs))
+        for row in (1, 2):
+            claims = torch.full((16, SLOTS, 37), -9.0)
+            for place, character in ((0, string[0]), (0, string[1]), (2, "C")):
+                claims[row * 4 + place, 1, CHARACTERS.index(character) + 1] = -1.0
+            slots, first = batches.character_targets(scene, [shown], (4, 4), claims)
+            found = {
+                (cell, "".join(CHARACTERS[k - 1] for k in kinds if k)) for cell, kinds in enumerate(slots.tolist())
+            }
+            at = row * 4
+            wanted = {(at, "AB"), (at + 2, "C")} if moved else {(at, "A"), (at + 1, "A"), (at + 2, "C")}
+            assert {pair for pair in found if pair[1]} == wanted
+            assert first[at] == 0 and first[at + 2] == 2 and (first >= 0).sum() == len(wanted)
+
+
 def test_places_are_those_of_the_object_in_cells():
     scene = scene_of(8, 3)
     targets = batches.cell_targets(scene, (5, 6))
     places, has_thing = targets["places"], ~targets["places"][:, 5].isnan()
     assert torch.equal(places[:, 0] * 8, torch.arange(6).repeat(5).float())
-    assert torch.equal(has_thing, targets["names"].any(1)) and targets["moves"].isnan().all()
+    names, edges = batches.name_targets(scene, (5, 6))
+    assert torch.equal(has_thing, names.any(1)) and targets["moves"].isnan().all()
     for cell in has_thing.nonzero().flatten().tolist():
         x1, y1, x2, y2 = (places[cell, 2:] * 8 / torch.tensor([6, 5, 6, 5])).tolist()
         box = (x1 * scene.width, y1 * scene.height, x2 * scene.width, y2 * scene.height)
         assert any(thing.box == pytest.approx(box) for thing in scene.things)
         corner = torch.tensor([cell % 6, cell // 6]).repeat(2)
-        assert torch.allclose(targets["edges"][cell] + corner, 8 * places[cell, 2:], atol=1e-5)
+        assert torch.allclose(edges[cell] + corner, 8 * places[cell, 2:], atol=1e-5)
 
 
 def clips(count: int, things: int = 3):
@@ -279,9 +339,9 @@ def test_a_round_has_one_target_for_each_visual_token(processor, kind):
     pad = marks["<|video_pad|>" if kind == "clip" else "<|image_pad|>"]
     pixels = batch["inputs"]["pixel_values_videos" if kind == "clip" else "pixel_values"]
     assert (ids == pad).sum() == len(pixels) // 4
-    for key, width in (("names", 18), ("edges", 4), ("slots", SLOTS), ("places", 6), ("moves", 2)):
+    for key, width in (("places", 6), ("moves", 2), ("partners", 2)):
         assert batch[key].shape == ((ids == pad).sum(), width)
-    assert len(batch["matches"]) == len(batch["changes"]) == len(batch["partners"]) == len(batch["names"])
+    assert len(batch["matches"]) == len(batch["changes"]) == len(batch["first"]) == len(batch["places"])
     assert (batch["changes"] >= 0).all() == (kind == "clip")
     for key in ("counts", "events", "pairs", "ends"):
         rows, ends = batch[key][:, :2].T
@@ -290,7 +350,7 @@ def test_a_round_has_one_target_for_each_visual_token(processor, kind):
     assert (len(batch["counts"]), len(batch["events"])) == ((0, media) if kind == "clip" else (media, 0))
     assert len(batch["ends"]) == media and len(batch["pairs"]) == (len(ids) if kind == "pair" else 0)
     assert (batch["matches"] >= 0).any() == (kind == "pair")
-    assert batch["size"][0] * batch["size"][1] * len(ids) <= len(batch["names"])
+    assert batch["size"][0] * batch["size"][1] * len(ids) <= len(batch["places"])
     assert (batch["answers"].max(1).values + 1).tolist() == [len(tasks) for tasks in batch["tasks"]]
     boxes, left = batch["known"][:, 2:6], batch["known"][:, 7]
     assert (boxes >= 0).all() and (boxes <= 1).all() and set(batch["known"][:, 6].tolist()) <= {0.0, 1.0}
@@ -339,19 +399,44 @@ def test_what_is_held_out_is_not_trained_on():
         )
 
 
+def targets_of(batch: dict) -> tuple[torch.Tensor, ...]:
+    """For a tower that claims nothing yet."""
+    cells = len(batch["pixel_values"]) // 4
+    return batches.sheet_targets(batch["sheets"], batch["size"], torch.zeros(cells, 18), torch.zeros(cells, SLOTS, 37))
+
+
 def test_sheets_are_full(processor):
-    batch = batches.make_sheets(5, processor.image_processor)
-    assert len(batch["pixel_values"]) == 4 * len(batch["slots"]) == 4 * len(batch["names"])
-    filled = [batches.make_sheets(s, processor.image_processor) for s in range(6)]
-    share = sum(float((b["slots"][:, 0] > 0).float().mean() + b["names"].any(1).float().mean()) for b in filled) / 6
+    share = 0.0
+    for seed in range(6):
+        names, edges, slots = targets_of(batches.make_sheets(seed, processor.image_processor))
+        share += float((slots[:, 0] > 0).float().mean() + names.any(1).float().mean()) / 6
+        assert torch.equal(names.any(1), ~edges.isnan().any(1))
     assert share > 0.25
-    plain = batches.make_sheets(5, processor.image_processor, batches.COURSE)
-    assert not plain["slots"].any() and plain["names"].any()
+    names, _, slots = targets_of(batches.make_sheets(5, processor.image_processor, batches.COURSE))
+    assert not slots.any() and names.any()
+
+
+def test_the_claims_of_each_sheet_are_its_own(processor):
+    batch = batches.make_sheets(7, processor.image_processor)
+    cells = batch["size"][0] * batch["size"][1]
+    names, characters = (
+        torch.randn(len(batch["sheets"]) * cells, 18),
+        torch.randn(len(batch["sheets"]) * cells, SLOTS, 37),
+    )
+    together = batches.sheet_targets(batch["sheets"], batch["size"], names, characters)
+    assert len(batch["sheets"]) > 1
+    for i, (scene, texts) in enumerate(batch["sheets"]):
+        part = slice(i * cells, (i + 1) * cells)
+        own = batches.name_targets(scene, batch["size"], names[part])
+        assert torch.equal(together[0][part], own[0])
+        assert torch.equal(
+            together[2][part], batches.character_targets(scene, texts, batch["size"], characters[part])[0]
+        )
 
 
 def test_the_course_recipe_is_small(processor):
     for seed in range(4):
         batch = batches.make_round("picture", seed, processor, recipe=batches.COURSE)
         assert {task for row in batch["tasks"] for task in row} <= {*batches.COURSE.tasks, "text"}
-        assert not batch["slots"].any()
+        assert (batch["first"] == -1).all()  # no text
         assert batch["inputs"]["image_grid_thw"].max() <= 8  # 112 pixels in patches of 14

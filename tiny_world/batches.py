@@ -23,6 +23,7 @@ from tiny_world import scenes
 from tiny_world.scenes import CHARACTERS, COLOURS, MAX_TEXT_LENGTH, SHAPES, Scene, Text, Thing
 
 SLOTS = 5  # characters that one cell can hold, from left to right
+NEAR = 0.12  # of a cell: what is centred so near a border may count as centred beyond it
 NAMES = {name: i for i, name in enumerate((*SHAPES, *COLOURS))}
 
 Size = tuple[int, int]  # rows, columns of cells
@@ -33,25 +34,22 @@ Box = tuple[float, float, float, float]  # x1, y1, x2, y2 as shares of the pictu
 class Recipe:
     """What is trained on, and how. `tasks` says how often each is asked about one picture, where it fits."""
 
-    # again and again; sheets and pictures with nothing but a text keep the tower and the decoder reading
-    rounds: tuple[str, ...] = ("picture", "read", "clip", "pair", "picture", "sheet") + (
-        *("clip", "picture", "read", "pair", "sheet", "picture"),
-    )
+    # again and again; pictures with nothing but a text keep the decoder reading
+    rounds: tuple[str, ...] = ("picture", "read", "clip", "pair", "picture", "clip", "picture", "pair")
     tasks: Mapping[str, float] = field(
         default_factory=lambda: {
             **{"describe": 3, "where": 3, "count": 3, "colour": 1.5, "shape": 1, "relation": 3, "what": 1, "read": 5}
         }
     )
-    things: tuple[int, ...] = (1, 2, 2, 3, 3, 4, 4, 5, 6)  # objects in a picture, drawn evenly
+    things: tuple[int, ...] = (1, 2, 3, 3, 4, 4, 5, 5, 6, 6)  # objects in a picture, drawn evenly
     max_side: int = scenes.MAX_SIDE // 2  # pixels, small sides more often; but up to twice that, evenly, in …
-    large_share: float = 0.4  # … this share of the rounds
+    large_share: float = 0.5  # … this share of the rounds
     frames: tuple[int, ...] = (4, 5, 6, 7, 8)  # of a clip, drawn evenly
     text_share: float = 0.35  # of the pictures have a text to read
     longer_every: int = 900  # rounds: texts of two characters at first, then of one more
-    tower_share: float = 0.22  # of the time the tower learns alone
-    alone_factor: float = 1.0  # of the rates, for the tower alone
-    sheet_cells: int = 1300  # visual tokens of a batch of sheets; half as many once the decoder learns, too
-    tower_factor: float = 0.15  # of the rates, for the tower once the decoder learns, lest it forget; 0: frozen
+    tower_share: float = 0.4  # of the time the tower learns alone; then it is frozen
+    tower_factor: float = 1.0  # of the rates, for the tower
+    sheet_cells: int = 1300  # visual tokens of a batch of sheets
     tokens: int = 3000  # of one round, the padding included
     max_rows: int = 32
 
@@ -65,9 +63,8 @@ COURSE = Recipe(  # small enough for a lesson
     large_share=0.0,
     text_share=0.0,
     tower_share=0.45,  # it knows colours in half a minute, but shapes are slow
-    alone_factor=3.0,  # from random weights, it learns faster so, and in smaller steps
+    tower_factor=3.0,  # from random weights, it learns faster so, and in smaller steps
     sheet_cells=400,
-    tower_factor=0.0,  # what it has learned alone will do, and the decoder gets more steps
     tokens=1500,
 )
 
@@ -93,36 +90,73 @@ def grid_of(images: Qwen2VLImageProcessor, height: int, width: int) -> Size:
     return height // side, width // side
 
 
-def name_targets(picture: Scene, size: Size) -> tuple[Tensor, Tensor]:
+def near_cells(at: float, count: int) -> list[int]:
+    """The rows (or columns) of `count` as whose a centre may count: that in which it lies (`at`, in cells), first."""
+    own = min(count - 1, max(0, int(at)))
+    return [own, *(i for i in (own - 1, own + 1) if 0 <= i < count and i - NEAR < at < i + 1 + NEAR)]
+
+
+def name_targets(picture: Scene, size: Size, claims: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """(cells, 18), 0 or 1: whether a shape, or a thing of a colour, is centred in the cell; and (cells, 4), the box of
     that thing in cells, from the cell's own top left corner, NaN without any.
 
     Pairs have no class of their own: a tower that names pairs would learn that the held-out ones never occur.
+
+    On which side of a border a centre lies can be hard to see, and of two cells that are both in doubt, both may name
+    the thing, or neither: the decoder would count two, or none. So with `claims`, the logits that a tower now gives to
+    the names (cells, 18), a thing near a border belongs to the cell that claims it most.
     """
     rows, cols = size
     names, edges = torch.zeros(rows * cols, len(NAMES)), torch.full((rows * cols, 4), torch.nan)
+    taken = {cell_of(thing.cx, thing.cy, picture, size) for thing in picture.things}
     for thing in picture.things:
-        cell = cell_of(thing.cx, thing.cy, picture, size)
-        names[cell, [NAMES[thing.shape], NAMES[thing.colour]]] = 1
+        cell, name = cell_of(thing.cx, thing.cy, picture, size), [NAMES[thing.shape], NAMES[thing.colour]]
+        if claims is not None:
+            near_rows = near_cells(thing.cy / picture.height * rows, rows)
+            near = [row * cols + col for row in near_rows for col in near_cells(thing.cx / picture.width * cols, cols)]
+            free = [c for c in near if c == cell or c not in taken]
+            cell = max(free, key=lambda c: claims[c, name].sum().item())
+        names[cell, name] = 1
         x1, y1, x2, y2 = share_box(thing.box, picture)
         row, col = divmod(cell, cols)
         edges[cell] = torch.tensor([x1 * cols - col, y1 * rows - row, x2 * cols - col, y2 * rows - row])
     return names, edges
 
 
-def character_targets(picture: Scene, texts: list[Text], size: Size) -> tuple[Tensor, Tensor]:
+def character_targets(
+    picture: Scene, texts: list[Text], size: Size, claims: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """(cells, SLOTS), the characters centred in each cell from left to right, 0 for none, else 1 and up; and
-    (cells), how many characters of its text come before a cell's first one, -1 without any."""
-    slots = torch.zeros(size[0] * size[1], SLOTS, dtype=torch.long)
+    (cells), how many characters of its text come before a cell's first one, -1 without any.
+
+    `claims` as in `name_targets`, here the log-probabilities of the characters (cells, SLOTS, 37): near a border
+    between two rows a whole text belongs to one of them.
+    """
+    rows, cols = size
+    slots = torch.zeros(rows * cols, SLOTS, dtype=torch.long)
     first = torch.full((len(slots),), -1)
     used = [0] * len(slots)
     for text in texts:
-        for i, (character, (x, y)) in enumerate(zip(text.string, text.centres, strict=True)):
-            cell = cell_of(x, y, picture, size)
+        kinds = [CHARACTERS.index(character) + 1 for character in text.string]
+        own = [divmod(cell_of(x, y, picture, size), cols) for x, y in text.centres]  # row and column of each
+        if claims is not None:
+            likeliest = claims.amax(1).view(rows, cols, -1)  # of each character, in whichever slot
+            near_rows = near_cells(text.centres[0][1] / picture.height * rows, rows)
+            row = max(
+                near_rows, key=lambda r: sum(likeliest[r, col, kind].item() for (_, col), kind in zip(own, kinds))
+            )
+            for i, (x, _) in enumerate(text.centres):
+                near = near_cells(x / picture.width * cols, cols)
+                if kinds[i] in (*kinds[max(0, i - 1) : i], *kinds[i + 1 : i + 2]):
+                    near = near[:1]  # a cell that names its neighbour's twin does not claim it
+                col = max(near, key=lambda c: likeliest[row, c, kinds[i]].item())
+                own[i] = row, max(col, own[i - 1][1] if i else 0)  # they stay in their order
+        for i, (row, col) in enumerate(own):
+            cell = row * cols + col
             if used[cell] == 0:
                 first[cell] = min(i, MAX_TEXT_LENGTH - 1)
             if used[cell] < SLOTS:
-                slots[cell, used[cell]] = CHARACTERS.index(character) + 1
+                slots[cell, used[cell]] = kinds[i]
                 used[cell] += 1
     return slots, first
 
@@ -163,21 +197,37 @@ def draw_sheet(
     return scene, texts, image
 
 
-def make_sheets(seed: int, images: Qwen2VLImageProcessor, recipe: Recipe = FULL, cells: int = FULL.sheet_cells) -> dict:
-    """Sheets of one size: patches (N, 1176), grid (·, 3), targets of the cells."""
+def make_sheets(seed: int, images: Qwen2VLImageProcessor, recipe: Recipe = FULL) -> dict:
+    """Sheets of one size: patches (N, 1176), grid (sheets, 3), what is on each and how many cells each has."""
     rng = random.Random(f"sheets/{seed}")
     width, height = (rng.randint(84, 336) for _ in range(2))
     new_height, new_width = images.target_size(height, width)
     size = grid_of(images, new_height, new_width)
-    parts = []
-    for _ in range(max(1, cells // (size[0] * size[1]))):
+    sheets, patches, grids = [], [], []
+    for _ in range(max(1, recipe.sheet_cells // (size[0] * size[1]))):
         scene, texts, image = draw_sheet(rng, width, height, letters=recipe.text_share > 0)
-        patches, grid = images.patches_of([image], (new_height, new_width))
-        parts.append(
-            (patches, torch.tensor([grid]), *name_targets(scene, size), *character_targets(scene, texts, size))
-        )
-    patches, grids, names, edges, slots, _ = (torch.cat(part) for part in zip(*parts))
-    return {"pixel_values": patches, "image_grid_thw": grids, "names": names, "edges": edges, "slots": slots}
+        pixels, grid = images.patches_of([image], (new_height, new_width))
+        sheets.append((scene, texts))
+        patches.append(pixels)
+        grids.append(grid)
+    return {
+        "pixel_values": torch.cat(patches),
+        "image_grid_thw": torch.tensor(grids),
+        "sheets": sheets,
+        "size": size,
+    }
+
+
+def sheet_targets(
+    sheets: list[tuple[Scene, list[Text]]], size: Size, names: Tensor, characters: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Names (M, 18), edges (M, 4) and slots (M, SLOTS) of all cells of `make_sheets`, given what a tower now claims:
+    logits of the names (M, 18) and log-probabilities of the characters (M, SLOTS, 37)."""
+    parts, claims = [], zip(sheets, names.chunk(len(sheets)), characters.chunk(len(sheets)))
+    for (scene, texts), its_names, its_characters in claims:
+        slots, _ = character_targets(scene, texts, size, its_characters)
+        parts.append((*name_targets(scene, size, its_names), slots))
+    return tuple(map(torch.cat, zip(*parts)))
 
 
 # ── Conversations: what is asked, and where its objects are ─────────────────────────────────────────────────────────
@@ -473,12 +523,8 @@ def cell_targets(
             here, there = picture.things[k], before.things[i]
             matches[cell_of(here.cx, here.cy, picture, size)] = 1
             partners[cell_of(here.cx, here.cy, picture, size)] = torch.tensor([there.cx, there.cy]) / cell / 8
-    slots, first = character_targets(picture, [picture.text] if picture.text else [], size)
     return {
-        "names": torch.maximum(names, name_targets(picture, size)[0]),
-        "edges": edges,
-        "slots": slots,
-        "first": first,
+        "first": character_targets(picture, [picture.text] if picture.text else [], size)[1],
         "places": torch.cat([corners, corners.repeat(1, 2) + edges], dim=1) / 8,
         "moves": moves,
         "changes": changes,
@@ -613,10 +659,8 @@ class Rounds(torch.utils.data.IterableDataset):
             torch.set_num_threads(1)
         processor, recipe = Qwen2VLProcessor.from_pretrained(self.folder), self.recipe
         for seed in itertools.count(self.first):
-            kind = "sheet" if self.sheets else recipe.rounds[seed % len(recipe.rounds)]
-            if kind == "sheet":
-                cells = recipe.sheet_cells if self.sheets else recipe.sheet_cells // 2
-                yield make_sheets(seed, processor.image_processor, recipe, cells)
+            if self.sheets:
+                yield make_sheets(seed, processor.image_processor, recipe)
             else:
-                longest = min(MAX_TEXT_LENGTH, 2 + seed // recipe.longer_every)
-                yield make_round(kind, seed, processor, longest, recipe)
+                kind = recipe.rounds[seed % len(recipe.rounds)]
+                yield make_round(kind, seed, processor, min(MAX_TEXT_LENGTH, 2 + seed // recipe.longer_every), recipe)

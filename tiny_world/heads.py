@@ -58,6 +58,11 @@ class TowerHeads(nn.Module):
         return losses
 
     @torch.no_grad()
+    def claims(self, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of the names (M, 18), log-probabilities of the characters in each slot (M, SLOTS, 37)."""
+        return self.names(seen.float()), self.slots(seen.float()).view(len(seen), SLOTS, -1).log_softmax(-1)
+
+    @torch.no_grad()
     def right(self, seen: Tensor, names: Tensor, slots: Tensor) -> tuple[float, float]:
         """Share of the characters, and of the cells with a thing, that are read off rightly."""
         named, read = self.names(seen.float()) > 0, self.slots(seen.float()).view(*slots.shape, -1).argmax(-1)

@@ -28,7 +28,7 @@ from PIL import Image
 import weights_loader
 from qwen2vl_mini import Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 from tiny_world import evaluate, scenes
-from tiny_world.batches import COURSE, FULL, make_round
+from tiny_world.batches import COURSE, FULL, make_round, make_sheets
 from tiny_world.train import Trainer, initialise, rate_factor, tiny_config
 
 CELL = 28 * 28  # pixels of one visual token
@@ -153,7 +153,7 @@ def draw_resolution(results: Results, file: Path) -> None:
 
 def new_trainer(processor: Qwen2VLProcessor, seed: int, merge_size: int | None = None, theta: float = 20.0) -> Trainer:
     """A decoder with random weights behind the bundled tower, frozen; or, with a `merge_size`, behind its frozen blocks
-    and a new merger, which learns, too."""
+    and a new merger, which can learn."""
     torch.manual_seed(seed)
     config = tiny_config(processor.tokenizer, layers=6, merge_size=merge_size or 2)
     config.text_config.rope_theta = theta
@@ -283,6 +283,7 @@ MERGER_RECIPE = replace(
     tokens=10**9,  # the same conversations for all, however many tokens they are
     max_rows=16,
 )
+MERGER_STEPS = 300  # of the new merger alone, on sheets; they are short
 MERGER_TASKS = ("describe", "where", "count", "colour", "shape")
 SEEN_SIDE = 448  # pixels a side of the picture with which the time to the first token is measured
 
@@ -298,6 +299,16 @@ def seconds_to_first_token(model: Qwen2VLForConditionalGeneration, processor: Qw
     return statistics.median(seconds)
 
 
+def teach_merger(trainer: Trainer, processor: Qwen2VLProcessor, seed: int) -> None:
+    """The new merger learns alone to name what is in its cells, as towers do in training; then it is frozen, too."""
+    images = processor.image_processor
+    recipe = replace(MERGER_RECIPE, sheet_cells=MERGER_RECIPE.sheet_cells * 4 // images.merge_size**2)  # same pixels
+    for step in range(MERGER_STEPS):
+        trainer.sheets_loss(make_sheets(step + 100_000 * seed, images, recipe)).backward()
+        trainer.step(recipe.tower_factor * rate_factor(step, step / MERGER_STEPS))
+    trainer.model.visual.requires_grad_(False)
+
+
 def merger(file: Path, seeds: int, samples: int, steps: int) -> Results:
     """The same frozen blocks, pictures, questions and number of steps, but for how many patches one token holds."""
     results = Results(file, ("merge", "task"))
@@ -308,11 +319,12 @@ def merger(file: Path, seeds: int, samples: int, steps: int) -> Results:
             processor = Qwen2VLProcessor.from_pretrained("tiny")
             processor.image_processor.merge_size = merge
             trainer = new_trainer(processor, seed, merge)
+            teach_merger(trainer, processor, seed)
             tokens = []
 
             def make(step: int, seed=seed, processor=processor, tokens=tokens) -> tuple[dict, dict]:
                 batch = make_round("picture", step + 100_000 * seed, processor, recipe=MERGER_RECIPE)
-                tokens.append(len(batch["names"]) / len(batch["tasks"]))
+                tokens.append(len(batch["places"]) / len(batch["tasks"]))
                 return batch, {}
 
             run_steps(trainer, steps, make)

@@ -7,8 +7,8 @@ Stop it whenever you like; the same command goes on where it was (its state is k
 `<out>_training/`). The learning rate follows the minutes trained, so --minutes is all there is to set.
 
 As in the paper, the vision tower learns first, alone (there from captions, here from naming what is in each cell of
-crowded sheets), then all of it together (with --course the tower is frozen by then), on conversations about pictures,
-pairs of pictures and clips. What makes so small a model learn to see in so little time on two cores:
+crowded sheets). Then it is frozen, as in the paper's last stage, and the decoder learns from conversations about
+pictures, pairs of pictures and clips. What makes so small a model learn to see in so little time on two cores:
   * *training-only* linear heads, which read off what must be known where: see heads.py;
   * Muon for the hidden matrices (AdamW for the rest);
   * several questions a picture, since seeing it is what costs, and conversations of nearly equal length in a round,
@@ -46,7 +46,7 @@ from qwen2vl_mini import (
     Qwen2VLTokenizer,
     Qwen2VLVisionConfig,
 )
-from tiny_world.batches import COURSE, FULL, Recipe, Rounds
+from tiny_world.batches import COURSE, FULL, Recipe, Rounds, sheet_targets
 from tiny_world.chat_template import CHAT_TEMPLATE
 from tiny_world.heads import DecoderHeads, TowerHeads
 from tiny_world.scenes import COLOURS, SHAPES
@@ -122,15 +122,11 @@ def attention_in_float32():
 
 
 def make_optimizers(model: nn.Module, head: nn.Module) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices between hidden states, AdamW for embeddings, norms, biases and the heads.
-
-    Each has two groups of parameters: the vision tower's, and all others.
-    """
-    groups = {"muon": ([], []), "adamw": ([], [])}
+    """Muon for the matrices between hidden states, AdamW for embeddings, norms, biases and the heads."""
+    muon, adamw = [], []
     for name, p in itertools.chain(model.named_parameters(), head.named_parameters(prefix="head")):
         is_hidden = p.ndim == 2 and "embed" not in name and not name.startswith("head")
-        groups["muon" if is_hidden else "adamw"][0 if name.startswith("visual") else 1].append(p)
-    muon, adamw = ([{"params": part} for part in parts] for parts in groups.values())
+        (muon if is_hidden else adamw).append(p)
     return [
         torch.optim.Muon(muon, lr=MUON_RATE, weight_decay=0.02),
         torch.optim.AdamW(adamw, lr=ADAMW_RATE, betas=(0.9, 0.98), weight_decay=0.0),
@@ -281,27 +277,22 @@ class Trainer:
         self.tower_heads, self.heads = TowerHeads(model.config.text_config.hidden_size), DecoderHeads(model)
         self.muon, self.adamw = make_optimizers(model, nn.ModuleList([self.tower_heads, self.heads]))
         self.in_half = weights_loader.cpu_is_fast_in_bfloat16()
-        model.visual.merger.register_forward_hook(lambda *call: setattr(self, "seen", call[-1]))  # (M, C)
 
     def parts(self) -> dict:
         """All that has a state."""
         return {name: getattr(self, name) for name in ("model", "tower_heads", "heads", "muon", "adamw")}
 
-    def tower_losses(self, batch: dict) -> dict[str, Tensor]:
-        """Of the visual tokens that the merger has just put out."""
-        names, slots = batch["names"], batch["slots"]
-        for name, share in zip(("characters right", "things right"), self.tower_heads.right(self.seen, names, slots)):
-            self.record(name, share)
-        return self.tower_heads(self.seen, names, batch["edges"], slots)
-
     def sheets_loss(self, batch: dict) -> Tensor:
-        """Of the tower alone, on `batches.make_sheets`."""
+        """Of the tower alone, on `batches.make_sheets`: of the visual tokens that the merger puts out."""
         with torch.autocast("cpu", torch.bfloat16, enabled=self.in_half), attention_in_float32():
-            self.model.visual(batch["pixel_values"], batch["image_grid_thw"])
-        return self.total(self.tower_losses(batch))
+            seen = self.model.visual(batch["pixel_values"], batch["image_grid_thw"])  # (M, C)
+        names, edges, slots = sheet_targets(batch["sheets"], batch["size"], *self.tower_heads.claims(seen))
+        for name, share in zip(("characters right", "things right"), self.tower_heads.right(seen, names, slots)):
+            self.record(name, share)
+        return self.total(self.tower_heads(seen, names, edges, slots))
 
     def round_loss(self, batch: dict, **inputs) -> Tensor:
-        """Of all, on `batches.make_round`; `inputs` for the model's forward(), beside the batch's."""
+        """Of the decoder, on `batches.make_round`; `inputs` for the model's forward(), beside the batch's."""
         ids, answers, config = batch["inputs"]["input_ids"], batch["answers"], self.model.config
         with torch.autocast("cpu", torch.bfloat16, enabled=self.in_half), attention_in_float32():
             logits = self.model(**batch["inputs"], **inputs).logits.float()
@@ -310,7 +301,7 @@ class Trainer:
             self.record(task, sum(right) / len(right), len(right))
         answers_loss = answer_loss(logits, ids, answers, self.groups)
         self.record("answers", answers_loss.item())
-        return ANSWER_WEIGHT * answers_loss + self.total(self.heads(is_visual, batch) | self.tower_losses(batch))
+        return ANSWER_WEIGHT * answers_loss + self.total(self.heads(is_visual, batch))
 
     def total(self, losses: dict[str, Tensor]) -> Tensor:
         """Their sum; each is recorded."""
@@ -318,12 +309,12 @@ class Trainer:
             self.record(name, loss.item())
         return sum(losses.values())
 
-    def step(self, factor: float, tower_factor: float = 1.0) -> None:
-        """One step of both optimizers with their rates times `factor`, and for the tower times `tower_factor`, too."""
+    def step(self, factor: float) -> None:
+        """One step of both optimizers with their rates times `factor`."""
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer, rate in ((self.muon, MUON_RATE), (self.adamw, ADAMW_RATE)):
-            for group, share in zip(optimizer.param_groups, (tower_factor, 1.0)):
-                group["lr"] = rate * factor * share
+            for group in optimizer.param_groups:
+                group["lr"] = rate * factor
             optimizer.step()
             optimizer.zero_grad()
 
@@ -377,7 +368,7 @@ def train(
         alone = count == "tower_steps"  # the tower
         if state["spent"] >= end or (alone and state["steps"]):
             continue
-        model.visual.requires_grad_(alone or recipe.tower_factor > 0)
+        model.visual.requires_grad_(alone)
         rounds = Rounds(work / "checkpoint", state[count] * (1 if alone else ROUNDS_PER_STEP), alone, recipe)
         # On two cores the background is no gain: each product's two threads wait for the one that it has interrupted.
         ahead = {"num_workers": 1, "prefetch_factor": 4} if torch.get_num_threads() > 2 else {}
@@ -387,11 +378,10 @@ def train(
                 trainer.sheets_loss(next(loader)).backward()
             else:
                 for batch in itertools.islice(loader, ROUNDS_PER_STEP):
-                    loss = trainer.round_loss if "tasks" in batch else trainer.sheets_loss
-                    (loss(batch) / ROUNDS_PER_STEP).backward()
-                    state["samples"] += len(batch.get("tasks", ()))
+                    (trainer.round_loss(batch) / ROUNDS_PER_STEP).backward()
+                    state["samples"] += len(batch["tasks"])
             factor = rate_factor(state[count], (state["spent"] - begin) / (end - begin))
-            trainer.step(factor, recipe.alone_factor if alone else recipe.tower_factor)
+            trainer.step(factor * recipe.tower_factor if alone else factor)
             state[count] += 1
             now = time.monotonic()
             state["spent"], last = state["spent"] + now - last, now
