@@ -70,7 +70,20 @@ def test_every_merger_is_new():
     assert same == {name for name, _ in bundled.named_parameters() if not name.startswith("merger")}
 
 
+def test_a_new_merger_learns_alone_and_is_frozen(monkeypatch):
+    monkeypatch.setattr(studies, "MERGER_STEPS", 2)
+    monkeypatch.setattr(studies, "rate_factor", lambda step, progress: 1.0)
+    processor = Qwen2VLProcessor.from_pretrained("tiny")
+    trainer = studies.new_trainer(processor, 7, merge_size=2)
+    before = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
+    studies.teach_merger(trainer, processor, 7)
+    changed = {name for name, weight in trainer.model.state_dict().items() if not torch.equal(weight, before[name])}
+    assert changed == {name for name in before if name.startswith("visual.merger")}
+    assert not any(weight.requires_grad for weight in trainer.model.visual.parameters())
+
+
 def test_merger(tmp_path, monkeypatch):
+    monkeypatch.setattr(studies, "MERGER_STEPS", 2)
     monkeypatch.setattr(studies, "MERGES", (1, 2))
     monkeypatch.setattr(studies, "SEEN_SIDE", 112)
     rows = run("merger", tmp_path)

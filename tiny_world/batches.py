@@ -138,20 +138,21 @@ def character_targets(
     used = [0] * len(slots)
     for text in texts:
         kinds = [CHARACTERS.index(character) + 1 for character in text.string]
-        own = [divmod(cell_of(x, y, picture, size), cols) for x, y in text.centres]  # row and column of each
+        places = [divmod(cell_of(x, y, picture, size), cols) for x, y in text.centres]  # row and column of each
         if claims is not None:
-            likeliest = claims.amax(1).view(rows, cols, -1)  # of each character, in whichever slot
-            near_rows = near_cells(text.centres[0][1] / picture.height * rows, rows)
-            row = max(
-                near_rows, key=lambda r: sum(likeliest[r, col, kind].item() for (_, col), kind in zip(own, kinds))
-            )
+            likeliest = claims.amax(1).view(rows, cols, -1)  # (rows, cols, 37): of each character, in whichever slot
+            rated = {
+                row: sum(likeliest[row, col, kind].item() for (_, col), kind in zip(places, kinds))
+                for row in near_cells(text.centres[0][1] / picture.height * rows, rows)
+            }
+            row = max(rated, key=rated.get)
             for i, (x, _) in enumerate(text.centres):
                 near = near_cells(x / picture.width * cols, cols)
-                if kinds[i] in (*kinds[max(0, i - 1) : i], *kinds[i + 1 : i + 2]):
-                    near = near[:1]  # a cell that names its neighbour's twin does not claim it
+                if kinds[i] in kinds[max(0, i - 1) : i] + kinds[i + 1 : i + 2]:
+                    near = near[:1]  # beside its like: a cell that has the one does not thereby claim the other
                 col = max(near, key=lambda c: likeliest[row, c, kinds[i]].item())
-                own[i] = row, max(col, own[i - 1][1] if i else 0)  # they stay in their order
-        for i, (row, col) in enumerate(own):
+                places[i] = row, max(col, places[i - 1][1] if i else 0)  # they stay in their order
+        for i, (row, col) in enumerate(places):
             cell = row * cols + col
             if used[cell] == 0:
                 first[cell] = min(i, MAX_TEXT_LENGTH - 1)
