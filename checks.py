@@ -6,6 +6,7 @@ gets one sentence with the way out, and raises ValueError.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -157,13 +158,29 @@ MODEL_INPUTS = (
 )
 
 
+def renamed(**names: str):
+    """Decorator: keywords that transformers has renamed are taken under their earlier names, too (old=new)."""
+
+    def decorate(function):
+        @functools.wraps(function)
+        def call(*args, **options):
+            for old, new in names.items():
+                if old in options and new in options:
+                    raise ValueError(f"{old} is the earlier name of {new}; give one of the two.")
+                if old in options:
+                    options[new] = options.pop(old)
+            return function(*args, **options)
+
+        return call
+
+    return decorate
+
+
 def generation_inputs(asked: dict) -> dict:
     """The model's inputs among what a call of `generate` was given; other official options are refused by name."""
     for name, value in asked.items():
         if name not in MODEL_INPUTS and not any(value is one or value == one for one in GENERATION.get(name, ())):
-            known = (
-                "max_new_tokens, eos_token_id, suppress_tokens, seed, past_key_values, do_sample, temperature, top_p"
-            )
+            known = "max_new_tokens, eos_token_id, suppress_tokens, seed, cache, do_sample, temperature, top_p"
             known += ", top_k, repetition_penalty and the processor's output"
             raise ValueError(f"generate({name}={shown(value)}) is not supported; it takes {known}.")
     return {name: value for name, value in asked.items() if name in MODEL_INPUTS}

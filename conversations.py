@@ -315,7 +315,7 @@ class Chat:
         listener, started, counts = Listener(self.processor.tokenizer), time.perf_counter(), False
         try:
             new = {name: tensor.to(self.model.device) for name, tensor in new.items()}
-            options = {"max_new_tokens": self.max_new_tokens, "past_key_values": self.cache, **self.sampling}
+            options = {"max_new_tokens": self.max_new_tokens, "cache": self.cache, **self.sampling}
             yield from self.model.stream(listener, **new, **options)
             counts = True
         except (GeneratorExit, KeyboardInterrupt):

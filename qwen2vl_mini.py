@@ -707,8 +707,8 @@ class KVCache:
         end = self.length + k.shape[2]
         if end > self.data.shape[4]:  # a longer chat than planned: double the room
             self.data = torch.cat([self.data, self.data.new_empty(*self.data.shape[:4], end, k.shape[3])], dim=4)
-        for slot, new in zip(self.data[layer], (k, v)):
-            slot[:, :, self.length : end] = new
+        for i, new in enumerate((k, v)):
+            self.data[layer, i, :, :, self.length : end] = new
         return self.data[layer, 0, :, :, :end], self.data[layer, 1, :, :, :end]
 
 
@@ -804,10 +804,11 @@ class Qwen2VLOutput:
     last_hidden_state: Tensor | None = None  # (B, Q, C)
     logits: Tensor | None = None  # (B, Q or logits_to_keep, V)
     loss: Tensor | None = None  # ()
-    past_key_values: KVCache | None = None
+    cache: KVCache | None = None
     position_ids: Tensor | None = None  # (3, B, Q): time, height, width
     hidden_states: tuple | None = None  # (B, Q, C) each: the embeddings, then what each layer makes; normed at the end
     attentions: tuple | None = None  # (B, H, Q, S) for each layer
+    past_key_values = property(lambda self: self.cache)  # the name until transformers 5.23
 
 
 class Qwen2VLModel(nn.Module):
@@ -835,6 +836,7 @@ class Qwen2VLModel(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.model.embed_tokens.weight.dtype
 
+    @checks.renamed(past_key_values="cache")
     def forward(
         self,
         input_ids: Tensor,
@@ -844,27 +846,25 @@ class Qwen2VLModel(nn.Module):
         pixel_values_videos: Tensor | None = None,
         image_grid_thw: Tensor | None = None,
         video_grid_thw: Tensor | None = None,
-        past_key_values: KVCache | None = None,
+        cache: KVCache | None = None,
         mm_token_type_ids: Tensor | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> Qwen2VLOutput:
         """Ids (B, Q) and media → `last_hidden_state` (B, Q, C).
 
-        `attention_mask` (B, Q) marks padding with 0, on the left or on the right. With a cache in `past_key_values`
-        the ids continue what it holds (text or media), and need no mask. `mm_token_type_ids`, which the official
-        processor adds, says nothing that the ids do not; it is accepted and not used. To look inside:
-        `output_hidden_states`, and `output_attentions`, for which the decoder's attention is written out (eager).
+        `attention_mask` (B, Q) marks padding with 0, on the left or on the right. With a `cache` the ids continue what
+        it holds (text or media), and need no mask. `mm_token_type_ids`, which the official processor adds, says nothing
+        that the ids do not; it is not used. `output_attentions` writes the decoder's attention out (eager).
         """
-        cache, config = past_key_values, self.config
         media = (
-            ("image", input_ids == config.image_token_id, pixel_values, image_grid_thw),
-            ("video", input_ids == config.video_token_id, pixel_values_videos, video_grid_thw),
+            ("image", input_ids == self.config.image_token_id, pixel_values, image_grid_thw),
+            ("video", input_ids == self.config.video_token_id, pixel_values_videos, video_grid_thw),
         )
         continues = cache is not None and cache.length > 0
         decoding = continues and input_ids.shape[1] == 1  # the id just chosen: a word, even if it is <|image_pad|>
         for item in () if decoding else media:  # all counts are checked before the expensive tower runs
-            checks.check_placeholders(*item, config.vision_config.spatial_merge_size)
+            checks.check_placeholders(*item, self.config.vision_config.spatial_merge_size)
         x = self.model.embed_tokens(input_ids)  # (B, Q, C)
         for _, places, pixels, grid_thw in media:
             if pixels is not None:
@@ -878,7 +878,7 @@ class Qwen2VLModel(nn.Module):
             if decoding:
                 position_ids, rope_deltas = input_ids.new_zeros(3, *input_ids.shape), 0  # (3, B, 1)
             else:
-                position_ids, rope_deltas = get_rope_index(config, input_ids, image_grid_thw, video_grid_thw, mask)
+                position_ids, rope_deltas = get_rope_index(self.config, input_ids, image_grid_thw, video_grid_thw, mask)
             if cache is not None:
                 position_ids = position_ids + cache.next_position
                 real = input_ids.shape[1] if mask is None else mask.sum(1, keepdim=True)  # tokens without padding
@@ -934,6 +934,7 @@ class Qwen2VLForConditionalGeneration(Qwen2VLModel):
         """The settings in force: what is asked for, else the checkpoint's, else neutral values (see sampling.py)."""
         return sampling_settings(self.generation_config, **asked)
 
+    @checks.renamed(past_key_values="cache")
     @torch.no_grad()
     def generate_steps(
         self,
@@ -942,7 +943,7 @@ class Qwen2VLForConditionalGeneration(Qwen2VLModel):
         eos_token_id: int | list[int] | None = None,
         suppress_tokens: list[int] | None = None,
         seed: int | None = None,
-        past_key_values: KVCache | None = None,
+        cache: KVCache | None = None,
         **inputs,
     ):
         """Yield the next id of each row, (B,), until every row has ended or `max_new_tokens` are out.
@@ -958,20 +959,19 @@ class Qwen2VLForConditionalGeneration(Qwen2VLModel):
         pad = self.generation_config.get("pad_token_id", int(eos[0]) if len(eos) else 0)
         if suppress_tokens is None:
             suppress_tokens = list(range(self.config.vision_start_token_id, self.config.video_token_id + 1))
-        (B, Q), cache, mask = input_ids.shape, past_key_values, inputs.get("attention_mask")
+        (B, Q), mask = input_ids.shape, inputs.get("attention_mask")
         if mask is not None and (mask.any(1) & (mask[:, -1] == 0)).any():
             raise ValueError("To generate, pad the prompts on the left: the new tokens follow the last place.")
         if cache is None:
             cache = KVCache(self.config.text_config, B, Q + max_new_tokens, self.device, self.dtype)
-        limit = self.config.text_config.max_position_embeddings
-        if cache.length + Q + max_new_tokens > limit:
+        if cache.length + Q + max_new_tokens > (limit := self.config.text_config.max_position_embeddings):
             sizes = f"{cache.length + Q} tokens and {max_new_tokens} new ones do not fit the model's context of {limit}"
             raise ValueError(f"{sizes}; lower max_pixels or max_new_tokens, or start anew.")
         generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
         ended = torch.zeros(B, dtype=torch.bool, device=self.device)
         for _ in range(max_new_tokens):
             # the whole prompt first, then one id at a time; of the prompt's logits only the last are ever made
-            logits = self(input_ids, **inputs, past_key_values=cache, logits_to_keep=1).logits[:, -1].float()  # (B, V)
+            logits = self(input_ids, **inputs, cache=cache, logits_to_keep=1).logits[:, -1].float()  # (B, V)
             if not logits.isfinite().all():
                 raise ValueError(f"The logits are not finite in {self.dtype}; load the model in bfloat16 or float32.")
             logits[:, suppress_tokens] = -torch.inf

@@ -148,8 +148,8 @@ def test_implementations_agree_on_a_mixed_batch_and_while_decoding():
     found = {}
     for model.attn_implementation in IMPLEMENTATIONS:
         cache = KVCache(model.config.text_config, 4, 64, dtype=torch.float32)
-        prefill = real_tokens(logits(model, inputs, past_key_values=cache), inputs)
-        steps = [logits(model, {"input_ids": torch.full((4, 2 - i), 7 + i)}, past_key_values=cache) for i in (0, 1)]
+        prefill = real_tokens(logits(model, inputs, cache=cache), inputs)
+        steps = [logits(model, {"input_ids": torch.full((4, 2 - i), 7 + i)}, cache=cache) for i in (0, 1)]
         found[model.attn_implementation] = torch.cat([prefill, *(step.flatten(0, 1) for step in steps)])
     assert relative_difference(found["sdpa"], found["eager"]) < 1e-5
     assert relative_difference(found["flash"], found["eager"]) < 1e-5
@@ -236,9 +236,9 @@ def test_every_call_is_one_the_flash_kernel_takes(attention_calls, rows, impleme
     inputs = make_inputs(model.config, rows)
     cache = KVCache(model.config.text_config, len(rows), 64, dtype=torch.bfloat16)
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # any other need is an error
-        logits(model, inputs, past_key_values=cache)
+        logits(model, inputs, cache=cache)
         prefill = len(attention_calls)
-        logits(model, {"input_ids": torch.full((len(rows), 1), 5)}, past_key_values=cache)
+        logits(model, {"input_ids": torch.full((len(rows), 1), 5)}, cache=cache)
     assert len(attention_calls) > prefill > 0
     assert any(call["tensors"][0].shape[-1] == 32 for call in attention_calls) == ("image_grid_thw" in inputs)
     for number, call in enumerate(attention_calls):
@@ -417,7 +417,7 @@ def test_a_later_turn_with_a_new_picture_continues_the_cache(implementation):
     second |= {name: inputs[name] for name in ("pixel_values_videos", "video_grid_thw")}
     cache = KVCache(model.config.text_config, 1, 4, dtype=torch.float32)
     chunks = [first, second, {"input_ids": ids[:, -2:-1]}, {"input_ids": ids[:, -1:]}]
-    found = torch.cat([logits(model, chunk, past_key_values=cache) for chunk in chunks], dim=1)
+    found = torch.cat([logits(model, chunk, cache=cache) for chunk in chunks], dim=1)
     assert relative_difference(found, expected) < 1e-5
     assert cache.length == ids.shape[1] and torch.equal(cache.token_ids, ids)
 
@@ -429,9 +429,9 @@ def test_a_later_turn_of_a_padded_batch_continues_the_cache(implementation):
     model.attn_implementation = implementation
     inputs = make_inputs(model.config, [[4, image(6, 6), 2], [7]])
     cache = KVCache(model.config.text_config, 2, 64, dtype=torch.float32)
-    logits(model, inputs, past_key_values=cache)
+    logits(model, inputs, cache=cache)
     turn = torch.randint(1, 100, (2, 5))
-    found = logits(model, {"input_ids": turn}, past_key_values=cache)
+    found = logits(model, {"input_ids": turn}, cache=cache)
     for row in range(2):
         alone = one_row(model.config, inputs, row)
         whole = {"input_ids": torch.cat([alone["input_ids"], turn[row : row + 1]], dim=1)}
@@ -460,14 +460,30 @@ def test_generation_continues_a_chat_as_if_it_had_read_all_at_once():
         make_inputs(model.config, [[2, image(8, 2), 4]], seed=2),
     )
     cache = KVCache(model.config.text_config, 1, 16, dtype=torch.float32)
-    answer = model.generate(**first, max_new_tokens=5, past_key_values=cache)
+    answer = model.generate(**first, max_new_tokens=5, cache=cache)
     # the last id was written, not read: it opens the next turn
     turn = torch.cat([answer[:, cache.length :], second["input_ids"]], dim=1)
     media = {name: second[name] for name in ("pixel_values", "image_grid_thw")}
-    found = model.generate(turn, **media, max_new_tokens=6, past_key_values=cache)
+    found = model.generate(turn, **media, max_new_tokens=6, cache=cache)
     whole = {name: torch.cat([first[name], second[name]]) for name in media}
     expected = model.generate(torch.cat([answer, second["input_ids"]], dim=1), **whole, max_new_tokens=6)
     assert torch.equal(found[:, -6:], expected[:, -6:])
+
+
+def test_the_cache_has_its_earlier_name_too():
+    """transformers 5.24 renamed `past_key_values` to `cache`, in calls and outputs; both are understood."""
+    model = shared_model()
+    ids, expected = torch.arange(6)[None], {}
+    for name in ("cache", "past_key_values"):
+        given = KVCache(model.config.text_config, 1, 12, dtype=torch.float32)
+        output = model(ids, **{name: given})
+        assert output.cache is output.past_key_values is given and given.length == 6
+        expected[name] = model.generate(ids[:, :2], max_new_tokens=3, **{name: given})
+        assert given.length == 6 + 2 + 2  # the last id is written, not read
+    assert torch.equal(*expected.values())
+    for call in (model, model.generate):
+        with pytest.raises(ValueError, match="past_key_values is the earlier name of cache; give one of the two"):
+            call(ids, cache=given, past_key_values=given)
 
 
 def test_generating_twice_with_other_pictures_leaves_nothing_behind():
@@ -548,9 +564,9 @@ def test_context_length_is_a_limit():
     with pytest.raises(ValueError, match="12 tokens and 9 new ones do not fit the model's context of 20; lower"):
         model.generate(**inputs, max_new_tokens=9)
     cache = KVCache(model.config.text_config, 1, 20, dtype=torch.float32)
-    model.generate(**inputs, max_new_tokens=4, past_key_values=cache)
+    model.generate(**inputs, max_new_tokens=4, cache=cache)
     with pytest.raises(ValueError, match="do not fit the model's context of 20"):
-        model.generate(torch.tensor([[5]]), max_new_tokens=8, past_key_values=cache)
+        model.generate(torch.tensor([[5]]), max_new_tokens=8, cache=cache)
 
 
 # --- sampling --------------------------------------------------------------------------------------------------------
@@ -709,9 +725,9 @@ def test_a_padded_later_turn_is_refused():
     inputs = make_inputs(model.config, [[3], [5]])
     cache = KVCache(model.config.text_config, 2, 10, dtype=torch.float32)
     with torch.no_grad():
-        model(inputs["input_ids"], attention_mask=inputs["attention_mask"], past_key_values=cache)
+        model(inputs["input_ids"], attention_mask=inputs["attention_mask"], cache=cache)
         later = torch.tensor([[0, 7], [8, 9]])
         with pytest.raises(ValueError, match="later turn cannot be padded"):
-            model(later, attention_mask=torch.tensor([[0, 1], [1, 1]]), past_key_values=cache)
+            model(later, attention_mask=torch.tensor([[0, 1], [1, 1]]), cache=cache)
         whole = torch.cat([inputs["attention_mask"], torch.ones(2, 2, dtype=torch.long)], dim=1)
-        assert model(later, attention_mask=whole, past_key_values=cache).logits.shape[1] == 2
+        assert model(later, attention_mask=whole, cache=cache).logits.shape[1] == 2

@@ -271,8 +271,8 @@ def test_cached_decoding_equals_the_full_forward_at_every_step(shape, layout):
     cache = KVCache(ours.config.text_config, B, S + 8, dtype=torch.float32)
     with torch.no_grad():
         expected, whole = official(**full).logits, ours(**full).logits
-        steps = [ours(**inputs, past_key_values=cache).logits]
-        steps += [ours(new[:, i : i + 1], past_key_values=cache).logits for i in range(8)]
+        steps = [ours(**inputs, cache=cache).logits]
+        steps += [ours(new[:, i : i + 1], cache=cache).logits for i in range(8)]
     stepped = real_tokens(torch.cat(steps, dim=1), full)
     assert relative_difference(stepped, real_tokens(whole, full)) < SAME
     assert relative_difference(stepped, real_tokens(expected, full)) < SAME

@@ -133,8 +133,8 @@ def test_cached_decoding_with_clips_is_the_full_forward_at_every_step(rows):
     media = {name: x for name, x in inputs.items() if name.endswith("_thw") or name.startswith("pixel")}
     mask = torch.nn.functional.pad(inputs["attention_mask"], (0, steps), value=1)
     cache = KVCache(model.config.text_config, B, S + steps, dtype=torch.float32)
-    found = [model(**inputs, past_key_values=cache).logits[:, -1]]
-    found += [model(new[:, i : i + 1], past_key_values=cache).logits[:, -1] for i in range(steps)]
+    found = [model(**inputs, cache=cache).logits[:, -1]]
+    found += [model(new[:, i : i + 1], cache=cache).logits[:, -1] for i in range(steps)]
     whole = torch.cat([inputs["input_ids"], new], dim=1)
     for step in range(steps + 1):
         expected = model(whole[:, : S + step], attention_mask=mask[:, : S + step], **media).logits[:, -1]
