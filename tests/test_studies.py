@@ -9,8 +9,6 @@ import weights_loader
 from qwen2vl_mini import Qwen2VLProcessor
 from tiny_world import batches, studies
 
-pytestmark = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="training needs torch 2.9 or newer")
-
 
 def rows_of(file):
     with file.open(newline="") as lines:

@@ -9,9 +9,8 @@ import weights_loader
 from qwen2vl_mini import Qwen2VLForConditionalGeneration
 from tiny_world import batches, evaluate, train
 from tiny_world.heads import TowerHeads
+from tiny_world.muon import Muon, orthogonalised
 from tiny_world.scenes import COLOURS, SHAPES, TEST_SEED
-
-pytestmark = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="training needs torch 2.9 or newer")
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +24,34 @@ def test_exact_by_task_wants_every_token():
     logits = torch.nn.functional.one_hot(torch.tensor([[1, 2, 0, 0, 0]]), 8).float()
     right = train.exact_by_task(logits, ids, answers, [["describe", "count"]])
     assert right == {"describe": [True], "count": [False]}
+
+
+@pytest.mark.parametrize("size", [(12, 40), (40, 12), (20, 20)])
+def test_orthogonalised_keeps_directions_and_evens_their_sizes(size):
+    torch.manual_seed(1)
+    u, _, v = torch.linalg.svd(torch.randn(size), full_matrices=False)
+    sizes = torch.logspace(0, -2, len(u.T if size[0] > size[1] else u))  # from 1 down to a hundredth
+    found = u.T @ orthogonalised(u * sizes @ v) @ v.T  # in the directions of the matrix
+    assert 0.6 < found.diagonal().min() and found.diagonal().max() < 1.3
+    assert (found - found.diagonal().diag()).abs().max() < 1e-3
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="the peer came with torch 2.9")
+def test_muon_steps_as_that_of_torch():
+    """Two steps, of wide, tall and square matrices; torch rounds to bfloat16 in between."""
+    torch.manual_seed(0)
+    start = [torch.randn(size) for size in ((8, 24), (24, 8), (16, 16))]
+    ours, theirs = ([torch.nn.Parameter(p.clone()) for p in start] for _ in range(2))
+    steppers = Muon(ours, lr=0.1, weight_decay=0.02), torch.optim.Muon(theirs, lr=0.1, weight_decay=0.02)
+    for _ in range(2):
+        for mine, other in zip(ours, theirs):
+            mine.grad = torch.randn_like(mine)
+            other.grad = mine.grad.clone()
+        for stepper in steppers:
+            stepper.step()
+    for before, mine, other in zip(start, ours, theirs):
+        assert torch.dist(mine, other) < 0.02 * torch.dist(mine, before)
+    assert steppers[0].state[ours[0]].keys() == steppers[1].state[theirs[0]].keys()  # one can resume the other's
 
 
 def test_an_answer_weighs_as_the_root_of_its_length():

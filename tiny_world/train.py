@@ -10,7 +10,7 @@ As in the paper, the vision tower learns first, alone (there from captions, here
 crowded sheets). Then it is frozen, as in the paper's last stage, and the decoder learns from conversations about
 pictures, pairs of pictures and clips. What makes so small a model learn to see in so little time on two cores:
   * *training-only* linear heads, which read off what must be known where: see heads.py;
-  * Muon for the hidden matrices (AdamW for the rest);
+  * Muon for the hidden matrices (AdamW for the rest): see muon.py;
   * several questions a picture, since seeing it is what costs, and conversations of nearly equal length in a round,
     since padding costs as well;
   * matrix products in bfloat16 where the CPU is fast in it (steps 1.5 times as fast where this was measured).
@@ -49,6 +49,7 @@ from qwen2vl_mini import (
 from tiny_world.batches import COURSE, FULL, Recipe, Rounds, sheet_targets
 from tiny_world.chat_template import CHAT_TEMPLATE
 from tiny_world.heads import DecoderHeads, TowerHeads
+from tiny_world.muon import Muon
 from tiny_world.scenes import COLOURS, SHAPES
 from tiny_world.tokenizer import save_tokenizer
 
@@ -128,7 +129,7 @@ def make_optimizers(model: nn.Module, head: nn.Module) -> list[torch.optim.Optim
         is_hidden = p.ndim == 2 and "embed" not in name and not name.startswith("head")
         (muon if is_hidden else adamw).append(p)
     return [
-        torch.optim.Muon(muon, lr=MUON_RATE, weight_decay=0.02),
+        Muon(muon, lr=MUON_RATE, weight_decay=0.02),
         torch.optim.AdamW(adamw, lr=ADAMW_RATE, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
@@ -331,8 +332,6 @@ def train(
 
     A new training starts from the weights of the checkpoint `start_from`, or else from random ones.
     """
-    if not hasattr(torch.optim, "Muon"):
-        raise SystemExit("Training needs torch.optim.Muon (torch 2.9 or newer).")
     work = folder.with_name(folder.name + "_training")
     work.mkdir(parents=True, exist_ok=True)
     processor = start_folder(work / "checkpoint")
