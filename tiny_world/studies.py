@@ -356,7 +356,9 @@ def draw_merger(results: Results, file: Path) -> None:
         for axis, column in ((axes[1], "tokens"), (axes[2], "seconds_to_first_token")):
             (mean,), (error,) = results.series("tokens", column, merge=merge, task="describe")[1:]
             axis.bar(i, mean, 0.6, yerr=error, capsize=3)
-            axis.annotate(f"{mean:.3g}", (i, mean + error), ha="center", va="bottom", xytext=(0, 4), textcoords="offset points")
+            axis.annotate(
+                f"{mean:.3g}", (i, mean + error), ha="center", va="bottom", xytext=(0, 4), textcoords="offset points"
+            )
     axes[0].set(ylim=(0, 1), title="right answers after the same steps")
     axes[0].set_xticks(range(len(MERGER_TASKS)), MERGER_TASKS)
     axes[0].legend(fontsize=8)
