@@ -20,7 +20,7 @@ from __future__ import annotations
 import sys
 
 if __name__ == "__main__":  # first, because importing torch takes seconds: --help need not wait, nor Ctrl-C
-    from command_line import main
+    from qwen2vl_cli.__main__ import main
 
     sys.exit(main())
 
@@ -41,11 +41,14 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 
-import checks
 import weights_loader
-from checks import BatchFeature, media_kind, process_vision_info  # noqa: F401  (the last one only to be found here)
-from media_loader import draw_boxes, item_source, load_image, load_video, parse_boxes  # noqa: F401
-from sampling import NEUTRAL, choose, sampling_settings
+from qwen2vl_io import messages
+from qwen2vl_io import options as call_options_module
+from qwen2vl_io.boxes import draw_boxes, parse_boxes  # noqa: F401  (to be found here, like the next one)
+from qwen2vl_io.messages import BatchFeature, media_kind, process_vision_info  # noqa: F401
+from qwen2vl_io.pictures import load_image
+from qwen2vl_io.sources import item_source
+from qwen2vl_io.videos import load_video
 
 # ── 1 · Configurations ────────────────────────────────────────────────────────────────────────────────────────────
 # Official: configuration_qwen2_vl.py. The defaults are the 2B model; the table of all sizes is in the paper, section 2.
@@ -100,13 +103,26 @@ class Qwen2VLConfig:
     @classmethod
     def from_dict(cls, content: dict) -> Qwen2VLConfig:
         """From the content of a config.json, in the released flat layout or the newer nested one."""
-        return weights_loader.config_from_dict(content)
+        inner, fields = weights_loader.inner_dict, weights_loader.config_fields
+        text, vision = content | inner(content, "text_config"), inner(content, "vision_config")
+        rope = inner(text, "rope_scaling") | inner(text, "rope_parameters")
+        weights_loader.check_kind(content, rope.get("rope_type", rope.get("type", "default")))
+        # M-RoPE goes by the presence of `mrope_section`, never by a type name: the name changed between releases.
+        text["mrope_section"] = rope.get("mrope_section")
+        text["rope_theta"] = rope.get("rope_theta", text.get("rope_theta", 1e6))
+        text["tie_word_embeddings"] = bool(content.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
+        config = cls(
+            Qwen2VLTextConfig(**fields(Qwen2VLTextConfig, text)),
+            Qwen2VLVisionConfig(**fields(Qwen2VLVisionConfig, vision, "vision_config.")),
+            **fields(cls, {name: value for name, value in content.items() if name.endswith("_id")}),
+        )
+        weights_loader.check_config(config)
+        return config
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> Qwen2VLConfig:
         """From a checkpoint's folder or its config.json."""
-        path = Path(path)
-        return cls.from_dict(weights_loader.read_json(path / "config.json" if path.is_dir() else path))
+        return cls.from_dict(weights_loader.read_json(weights_loader.config_file(path)))
 
     def to_dict(self) -> dict:
         """The content of a config.json in the released, flat layout."""
@@ -197,7 +213,7 @@ class Qwen2VLImageProcessor:
     video_total_pixels: int = 24576 * 28 * 28  # of a clip, a pair of frames counted once
 
     def __post_init__(self):
-        checks.check_image_processor(self)
+        call_options_module.check_image_processor(self)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **overrides) -> Qwen2VLImageProcessor:
@@ -221,25 +237,27 @@ class Qwen2VLImageProcessor:
         share = max(min(self.video_max_pixels, total / num_frames * self.temporal_patch_size), int(1.05 * low))
         return self.target_size(height, width, low, max_pixels or share)
 
+    def num_tokens(self, num_frames: int, height: int, width: int) -> int:
+        """The visual tokens of frames that already have the size at which the tower sees them; a picture is one."""
+        pairs = math.ceil(num_frames / self.temporal_patch_size)
+        return pairs * height * width // (self.patch_size * self.merge_size) ** 2
+
     def num_image_tokens(self, height: int, width: int, min_pixels=None, max_pixels=None) -> int:
         """What a picture costs in tokens, without touching a pixel (its two vision markers not counted)."""
-        new_height, new_width = self.target_size(height, width, min_pixels, max_pixels)
-        return new_height * new_width // (self.patch_size * self.merge_size) ** 2
+        return self.num_tokens(1, *self.target_size(height, width, min_pixels, max_pixels))
 
     def num_video_tokens(self, num_frames: int, height: int, width: int, **limits) -> int:
         """What a clip costs: a pair of frames, or a last single one, as much as a picture of their size."""
-        new_height, new_width = self.frame_size(num_frames, height, width, **limits)
-        pairs = math.ceil(num_frames / self.temporal_patch_size)
-        return pairs * new_height * new_width // (self.patch_size * self.merge_size) ** 2
+        return self.num_tokens(num_frames, *self.frame_size(num_frames, height, width, **limits))
 
     def preprocess(self, images=None, videos=None, **options) -> BatchFeature:
         """Pictures (one or a list) → `pixel_values` (N, 1176) float32 and `image_grid_thw` (pictures, 3).
 
         Clips (one or a list) → `pixel_values_videos` and `video_grid_thw`. `options` as for `apply_chat_template`.
         """
-        images, videos = checks.as_list(images), [videos] if checks.is_clip(videos) else checks.as_list(videos)
-        items = checks.as_items("image", images) + checks.as_items("video", videos)
-        return self.collect(items, checks.call_options(options, text=False))
+        images, videos = messages.as_list(images), [videos] if messages.is_clip(videos) else messages.as_list(videos)
+        items = messages.as_items("image", images) + messages.as_items("video", videos)
+        return self.collect(items, call_options_module.call_options(options, text=False))
 
     __call__ = preprocess
 
@@ -254,7 +272,7 @@ class Qwen2VLImageProcessor:
 
     def media_patches(self, item: dict, **options) -> tuple[Tensor, tuple[int, int, int]]:
         """One media item → patches (N, 1176) and grid (t, h, w). The item's options win over the call's."""
-        size, limits, total, sampling = checks.item_options(item, options)
+        size, limits, total, sampling = messages.item_options(item, options)
         if media_kind(item) == "image":
             image = load_image(item_source(item))
             return self.patches_of([image], self.target_size(*(size or (image.height, image.width)), **limits))
@@ -312,7 +330,7 @@ class Qwen2VLTokenizer:
             raise ValueError(f"{file} is not a readable tokenizer.json ({error}).") from None
         self.bpe.encode_special_tokens = True  # "<|im_end|>" in a text is ten characters, not the end of a turn
         self.special_ids = {t.content: i for i, t in self.bpe.get_added_tokens_decoder().items() if t.special}
-        checks.check_control_tokens(file, self.special_ids)
+        messages.check_control_tokens(file, self.special_ids)
         self.pad_token_id = self.special_ids["<|endoftext|>"]
 
     def split(self, text: str) -> list[str]:
@@ -395,13 +413,16 @@ class Qwen2VLProcessor:
         `video`. `options`, for all media or in an item for that one: `min_pixels`, `max_pixels`, `total_pixels`,
         `resized_height` with `resized_width` (pixels); `fps` (or `video_fps`) or `nframes`, `video_start`, `video_end`
         (seconds), `min_frames`, `max_frames`. For the call: `padding`, `return_tensors`, `return_mm_token_type_ids`;
-        checks.py has what else the official call knows. Text is safe: special tokens in it stay text.
+        qwen2vl_io/options.py has what else the official call knows. Text is safe: special tokens in it stay text.
         """
         if "<|im_start|>" not in (self.chat_template or ""):
             raise ValueError(
                 "No chat template in this checkpoint (a base model?): write a prompt for processor(text=…)."
             )
-        options, (conversations, single) = checks.call_options(options), checks.as_conversations(conversation)
+        options, (conversations, single) = (
+            call_options_module.call_options(options),
+            messages.as_conversations(conversation),
+        )
         prompts = [render_chat(messages, add_generation_prompt, add_vision_id) for messages in conversations]
         if not tokenize:
             texts = ["".join(pieces) for pieces in prompts]
@@ -418,9 +439,9 @@ class Qwen2VLProcessor:
         """
         if text is None:
             return self.image_processor.preprocess(images, videos, **options)
-        prompts = [self.tokenizer.split(checks.check_text(prompt)) for prompt in checks.as_list(text)]
-        items = checks.flatten_media("image", images, prompts) + checks.flatten_media("video", videos, prompts)
-        return self.assemble(prompts, items, checks.call_options(options))
+        prompts = [self.tokenizer.split(messages.check_text(prompt)) for prompt in messages.as_list(text)]
+        items = messages.flatten_media("image", images, prompts) + messages.flatten_media("video", videos, prompts)
+        return self.assemble(prompts, items, call_options_module.call_options(options))
 
     def assemble(self, prompts: list[list[str]], items: list[dict], options: dict) -> BatchFeature:
         """Pieces of B prompts and their media items → padded ids, one <|image_pad|> or <|video_pad|> a 28×28 cell."""
@@ -555,7 +576,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool, implementation: str, m
         if maps is not None:
             maps.append(weights)
         return weights @ v
-    if implementation == "flash" and (problem := checks.flash_problem(q.device.type, q.dtype, D)):
+    if implementation == "flash" and (problem := call_options_module.flash_problem(q.device.type, q.dtype, D)):
         raise ValueError(f"The flash kernel was demanded but {problem}; use attn_implementation='sdpa'.")
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION) if implementation == "flash" else nullcontext():
         if Q == 1:  # nothing to hide, so the G heads of a group can pose as G queries of one head: keys are read once
@@ -791,6 +812,35 @@ class Decoder(nn.Module):
         return self.norm(x)
 
 
+def left_padding(attention_mask: Tensor | None, rows: int) -> list[int]:
+    """How many tokens of padding each row starts with. Padding on the right needs nothing: it is in the future."""
+    if attention_mask is None:
+        return [0] * rows
+    mask = attention_mask.bool()
+    starts_again = mask[:, 1:] & ~mask[:, :-1]  # a one after a zero
+    if (starts_again.sum(1) + mask[:, 0] > 1).any():
+        raise ValueError("attention_mask has a hole: a row must be one run of ones, padded on its left or right.")
+    return torch.where(mask.any(1), mask.int().argmax(1), mask.shape[1]).tolist()
+
+
+def choose(logits: Tensor, seen: Tensor, settings: dict, generator: torch.Generator | None = None) -> Tensor:
+    """The next id of each row, (B,), from its logits (B, V), given the ids `seen` so far (B, S), the prompt's too."""
+    if (penalty := settings["repetition_penalty"]) != 1:
+        old = logits.gather(1, seen)
+        logits = logits.scatter(1, seen, torch.where(old < 0, old * penalty, old / penalty))
+    if not settings["do_sample"]:
+        return logits.argmax(-1)
+    logits = logits / settings["temperature"]
+    if 0 < settings["top_k"] < logits.shape[-1]:
+        logits = logits.masked_fill(logits < logits.topk(settings["top_k"]).values[:, -1:], -torch.inf)
+    if settings["top_p"] < 1:  # keep the smallest set of likeliest ids that together reach top_p
+        ordered, order = logits.sort(descending=True)
+        probabilities = ordered.softmax(-1)
+        drop = probabilities.cumsum(-1) - probabilities >= settings["top_p"]  # what came before was already enough
+        logits = logits.masked_fill(drop.gather(1, order.argsort(-1)), -torch.inf)
+    return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+
+
 # ── 8 · The whole model ───────────────────────────────────────────────────────────────────────────────────────────
 # Official: Qwen2VLModel and Qwen2VLForConditionalGeneration.
 
@@ -826,7 +876,14 @@ class Qwen2VLModel(nn.Module):
     @classmethod
     def from_pretrained(cls, name: str | Path, **options):
         """A model with a checkpoint's weights; options as for `weights_loader.load_model`."""
-        return weights_loader.load_model(name, model_class=cls, **options)
+        attn_implementation = options.pop("attn_implementation", "sdpa")
+        device, dtype = weights_loader.placement(**options)
+        folder = weights_loader.find_checkpoint(name, weights=True)
+        config = Qwen2VLConfig.from_pretrained(folder)
+        with torch.device("meta"):  # shapes without memory
+            model = cls(config, attn_implementation)
+        weights_loader.put_weights(model, folder, device, dtype)
+        return model.eval()
 
     @property
     def device(self) -> torch.device:
@@ -836,7 +893,7 @@ class Qwen2VLModel(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.model.embed_tokens.weight.dtype
 
-    @checks.renamed(past_key_values="cache")
+    @call_options_module.renamed(past_key_values="cache")
     def forward(
         self,
         input_ids: Tensor,
@@ -864,7 +921,7 @@ class Qwen2VLModel(nn.Module):
         continues = cache is not None and cache.length > 0
         decoding = continues and input_ids.shape[1] == 1  # the id just chosen: a word, even if it is <|image_pad|>
         for item in () if decoding else media:  # all counts are checked before the expensive tower runs
-            checks.check_placeholders(*item, self.config.vision_config.spatial_merge_size)
+            messages.check_placeholders(*item, self.config.vision_config.spatial_merge_size)
         x = self.model.embed_tokens(input_ids)  # (B, Q, C)
         for _, places, pixels, grid_thw in media:
             if pixels is not None:
@@ -873,7 +930,7 @@ class Qwen2VLModel(nn.Module):
         if continues and attention_mask is not None and not attention_mask[:, -input_ids.shape[1] :].all():
             raise ValueError("A later turn cannot be padded: only the first one, which the cache knows about, can.")
         mask = None if continues else attention_mask
-        pads = cache.pads if continues else checks.left_padding(mask, len(input_ids))
+        pads = cache.pads if continues else left_padding(mask, len(input_ids))
         if position_ids is None:
             if decoding:
                 position_ids, rope_deltas = input_ids.new_zeros(3, *input_ids.shape), 0  # (3, B, 1)
@@ -931,10 +988,15 @@ class Qwen2VLForConditionalGeneration(Qwen2VLModel):
     # Official: GenerationMixin. The released generation_config.json (temperature 0.01, top_k 1) means: greedy.
 
     def sampling_settings(self, **asked) -> dict:
-        """The settings in force: what is asked for, else the checkpoint's, else neutral values (see sampling.py)."""
-        return sampling_settings(self.generation_config, **asked)
+        """The settings in force: what is asked for, else the checkpoint's, else neutral values (see `choose`)."""
+        return call_options_module.sampling_settings(self.generation_config, **asked)
 
-    @checks.renamed(past_key_values="cache")
+    def end_token_ids(self, eos_token_id: int | list[int] | None = None) -> list[int]:
+        """The ids that end an answer: those asked for, else those of the checkpoint's generation_config.json."""
+        ids = self.generation_config.get("eos_token_id", []) if eos_token_id is None else eos_token_id
+        return [ids] if isinstance(ids, int) else list(ids)
+
+    @call_options_module.renamed(past_key_values="cache")
     @torch.no_grad()
     def generate_steps(
         self,
@@ -950,12 +1012,11 @@ class Qwen2VLForConditionalGeneration(Qwen2VLModel):
 
         A row that has ended yields padding. `suppress_tokens`: ids never written; by default the vision tokens, which
         would announce a picture that is not there ([] allows all). `seed` makes sampling repeatable. `inputs`: what
-        the processor gave, and `do_sample`, `temperature`, `top_p`, `top_k`, `repetition_penalty` (see sampling.py).
+        the processor gave, and `do_sample`, `temperature`, `top_p`, `top_k`, `repetition_penalty` (see `choose`).
         """
-        settings = self.sampling_settings(**{name: inputs.pop(name, None) for name in NEUTRAL})
-        inputs = checks.generation_inputs(inputs)
-        eos = self.generation_config.get("eos_token_id", []) if eos_token_id is None else eos_token_id
-        eos = torch.tensor([eos] if isinstance(eos, int) else eos, dtype=torch.long, device=self.device)
+        settings = self.sampling_settings(**{name: inputs.pop(name, None) for name in call_options_module.NEUTRAL})
+        inputs = call_options_module.generation_inputs(inputs)
+        eos = torch.tensor(self.end_token_ids(eos_token_id), dtype=torch.long, device=self.device)
         pad = self.generation_config.get("pad_token_id", int(eos[0]) if len(eos) else 0)
         if suppress_tokens is None:
             suppress_tokens = list(range(self.config.vision_start_token_id, self.config.video_token_id + 1))

@@ -11,8 +11,8 @@ import functools
 import json
 import logging
 import os
+import platform
 import re
-import sys
 import timeit
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -24,9 +24,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-import qwen2vl_mini  # which imports this module too: names of it are looked up when they are used, not before
-from checks import shown
-from media_loader import shorten
+import qwen2vl_io
+from qwen2vl_io.options import is_number
+from qwen2vl_io.sentences import shorten, shown
 
 logger = logging.getLogger(__name__)
 
@@ -55,11 +55,8 @@ def find_checkpoint(name: str | Path, weights: bool = False) -> Path:
     if not isinstance(name, str | os.PathLike):
         raise ValueError(f'A checkpoint is "tiny", a folder or a Hub id (org/name), not {shown(name)}.')
     if name == "tiny":
-        homes = Path(__file__).resolve().parent, Path(sys.prefix, "share", "qwen2vl-mini")
-        for folder in (home / "checkpoints" / "tiny" for home in homes):
-            if folder.is_dir():
-                return folder
-        raise FileNotFoundError(f"The bundled checkpoint is not in {homes[0] / 'checkpoints' / 'tiny'}: install again.")
+        return bundled_checkpoint()
+
     folder = Path(os.path.expanduser(name))
     try:
         if folder.is_dir():
@@ -74,6 +71,17 @@ def find_checkpoint(name: str | Path, weights: bool = False) -> Path:
             f"{shorten(repr(str(name)))}: no such folder and not a Hub id, which looks like org/name."
         )
     return download(name, ["*.json", "*.jinja", "*.txt"] + ["*.safetensors"] * weights)
+
+
+def bundled_checkpoint() -> Path:
+    """The folder of "tiny": beside this file in a clone, inside the package qwen2vl_io once installed."""
+    homes = (Path(__file__).resolve().parent, Path(qwen2vl_io.__file__).resolve().parent)
+    for home in homes:
+        folder = home / "checkpoints" / "tiny"
+        if (folder / "config.json").is_file():
+            return folder
+
+    raise FileNotFoundError(f"The bundled checkpoint is not in {homes[0] / 'checkpoints' / 'tiny'}: install again.")
 
 
 def download(name: str, patterns: list[str]) -> Path:
@@ -138,10 +146,12 @@ def read_json(path: Path) -> dict:
     return content
 
 
-def is_number(value, kind: type, smallest: float, largest: float) -> bool:
-    """Whether a value from a file is a number of that kind (int or float) within the limits; NaN never is."""
-    right = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
-    return right and smallest <= value <= largest
+def config_file(path: str | Path) -> Path:
+    """A checkpoint's folder, or its config.json → the latter."""
+    path = Path(path)
+    if path.is_dir() and not (path / "config.json").exists():
+        raise FileNotFoundError(f"{path} has no config.json: it is not the folder of a checkpoint.")
+    return path / "config.json" if path.is_dir() else path
 
 
 def inner_dict(d: dict, name: str, file: str | Path = "config.json") -> dict:
@@ -170,22 +180,20 @@ def config_fields(kind: type, values: dict, part: str = "") -> dict:
     return chosen
 
 
-def config_from_dict(d: dict) -> qwen2vl_mini.Qwen2VLConfig:
-    """From the content of a config.json: *flat*, as released (text fields at the root), or with a `text_config`."""
-    if d.get("model_type") != "qwen2_vl":
-        raise ValueError(f"config.json describes a {shown(d.get('model_type'))} model; this is for 'qwen2_vl' only.")
-    text, vision = d | inner_dict(d, "text_config"), inner_dict(d, "vision_config")
-    rope = inner_dict(text, "rope_scaling") | inner_dict(text, "rope_parameters")
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    if rope_type not in ("default", "mrope") or text.get("use_sliding_window") or d.get("quantization_config"):
+def check_kind(content: dict, rope_type: str) -> None:
+    """Refuse a config.json of another model, and what no released Qwen2-VL uses."""
+    if content.get("model_type") != "qwen2_vl":
+        kind = shown(content.get("model_type"))
+        raise ValueError(f"config.json describes a {kind} model; this is for 'qwen2_vl' only.")
+    sliding = (content | inner_dict(content, "text_config")).get("use_sliding_window")
+    if rope_type not in ("default", "mrope") or sliding or content.get("quantization_config"):
         raise ValueError("config.json asks for a sliding window, quantised weights or scaled RoPE: not supported.")
-    # M-RoPE goes by the presence of `mrope_section`, never by a type name: the name changed between releases.
-    text["mrope_section"] = rope.get("mrope_section")
-    text["rope_theta"] = rope.get("rope_theta", text.get("rope_theta", 1e6))
-    text["tie_word_embeddings"] = bool(d.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
-    text = qwen2vl_mini.Qwen2VLTextConfig(**config_fields(qwen2vl_mini.Qwen2VLTextConfig, text))
-    vision = config_fields(qwen2vl_mini.Qwen2VLVisionConfig, vision, "vision_config.")
-    vision = qwen2vl_mini.Qwen2VLVisionConfig(**vision)
+
+
+def check_config(config) -> None:
+    """The numbers of a Qwen2VLConfig must fit each other, or its modules cannot be built."""
+    text = config.text_config
+    vision = config.vision_config
     for name, whole, part in (
         ("hidden_size / num_attention_heads", text.hidden_size, text.num_attention_heads),
         ("num_attention_heads / num_key_value_heads", text.num_attention_heads, text.num_key_value_heads),
@@ -193,16 +201,15 @@ def config_from_dict(d: dict) -> qwen2vl_mini.Qwen2VLConfig:
     ):
         if whole % part:
             raise ValueError(f"config.json: {name} = {whole} / {part} is not a whole number.")
-    pairs = text.head_dim // 2 if text.mrope_section is None else sum(text.mrope_section)  # of numbers that turn
+
+    pairs = text.head_dim // 2 if text.mrope_section is None else sum(text.mrope_section)  # rotary pairs of a head
     if 2 * pairs != text.head_dim:
         raise ValueError(f"config.json: mrope_section {text.mrope_section} must add up to {text.head_dim} / 2.")
     if vision.hidden_size != text.hidden_size:
         raise ValueError(f"config.json: the merger's {vision.hidden_size} channels are not {text.hidden_size}.")
-    ids = {name: value for name, value in d.items() if name.endswith("_id")}
-    return qwen2vl_mini.Qwen2VLConfig(text, vision, **config_fields(qwen2vl_mini.Qwen2VLConfig, ids))
 
 
-def config_to_dict(config: qwen2vl_mini.Qwen2VLConfig) -> dict:
+def config_to_dict(config) -> dict:
     """The content of a config.json in the released, flat layout."""
     d = {"architectures": ["Qwen2VLForConditionalGeneration"], "model_type": "qwen2_vl", "hidden_act": "silu"}
     d |= asdict(config)
@@ -405,54 +412,88 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
 
 
 @functools.cache
-def cpu_is_fast_in_bfloat16() -> bool:
-    """Try a matrix product in both, which takes some 20 ms: new CPUs have units for bfloat16, older ones emulate it."""
+def cpu_bfloat16() -> tuple[bool, str]:
+    """Whether this CPU multiplies bfloat16 faster than float32, and how that is known.
+
+    It goes by what the CPU has, so that a busy machine decides as an idle one does. Only where PyTorch cannot tell is
+    a matrix product timed.
+    """
+    units = ("amx_bf16", "avx512_bf16")
+    found = cpu_features()
+    if found is None:
+        gain = bfloat16_gain()
+        return gain > BFLOAT16_GAIN, f"a bfloat16 product took 1/{gain:.1f} of the time of a float32 one"
+
+    has = [unit for unit in units if found.get(unit)]
+    return bool(has), f"the CPU has {has[0]}" if has else f"the CPU has neither {' nor '.join(units)}"
+
+
+def cpu_features() -> dict | None:
+    """What PyTorch knows of this x86 CPU's instructions, by name; None on other CPUs, whose names say less."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return None
+    if hasattr(torch.cpu, "get_capabilities"):  # PyTorch 2.11 and newer
+        return dict(torch.cpu.get_capabilities())
+    try:
+        words = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    except OSError:
+        return None
+    return dict.fromkeys(words, True)
+
+
+def bfloat16_gain() -> float:
+    """How many times faster than in float32 a matrix product is in bfloat16; trying takes some 20 ms."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the units are each core's own, and one thread is not held up by other programs
+    torch.set_num_threads(1)  # the units are each core's own, and one thread does not wait for other programs
 
     def best_seconds(dtype: torch.dtype) -> float:
-        x, weight = torch.ones(64, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
+        x = torch.ones(64, 1024, dtype=dtype)
+        weight = torch.ones(1024, 1024, dtype=dtype)
         return min(timeit.repeat(lambda: nn.functional.linear(x, weight), number=1, repeat=5))  # the first warms up
 
     try:
-        return best_seconds(torch.float32) > BFLOAT16_GAIN * best_seconds(torch.bfloat16)
+        return best_seconds(torch.float32) / best_seconds(torch.bfloat16)
     finally:
         torch.set_num_threads(threads)
 
 
-def load_model(
-    name: str | Path,
-    model_class: type | None = None,
-    dtype: str | torch.dtype = "auto",
-    device: str | torch.device = "auto",
-    attn_implementation: str = "sdpa",
-    torch_dtype: str | torch.dtype | None = None,
-    device_map: str | torch.device | None = None,
-) -> nn.Module:
-    """A model with a checkpoint's weights, in `eval()` mode; `model_class` defaults to Qwen2VLForConditionalGeneration.
+def cpu_is_fast_in_bfloat16() -> bool:
+    """Whether "auto" takes bfloat16 on this CPU."""
+    return cpu_bfloat16()[0]
 
-    `dtype` "auto" is bfloat16 where that is fast, else float32; `device` "auto" is cuda, mps or cpu. `torch_dtype`
-    and `device_map` are the official names of the same two. Raises ValueError or FileNotFoundError.
+
+# ── Weights → modules ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def classes():
+    """The module whose classes `load` and `load_model` default to."""
+    import qwen2vl_mini  # late, because qwen2vl_mini imports this module
+
+    return qwen2vl_mini
+
+
+def placement(
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    device_map: str | torch.device | None = None,
+    torch_dtype: str | torch.dtype | None = None,
+) -> tuple[torch.device, torch.dtype]:
+    """Where weights go and in which dtype; `device_map` and `torch_dtype` are the official names of the two."""
+    chosen = choose_device(device if device_map is None else device_map)
+    return chosen, choose_dtype(dtype if torch_dtype is None else torch_dtype, chosen)
+
+
+def put_weights(model: nn.Module, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
+    """Give a model on the meta device its weights, one by one, and its `generation_config`.
+
+    Every parameter is found exactly once and in its shape, which is checked before the first weight is read.
     """
-    device = choose_device(device if device_map is None else device_map)
-    dtype = choose_dtype(dtype if torch_dtype is None else torch_dtype, device)
-    folder = find_checkpoint(name, weights=True)
-    if not (folder / "config.json").exists():
-        raise FileNotFoundError(f"{folder} has no config.json: it is not the folder of a checkpoint.")
-    config = qwen2vl_mini.Qwen2VLConfig.from_pretrained(folder)
     stored = list_tensors(folder)
-    with torch.device("meta"):  # shapes without memory
-        model = (model_class or qwen2vl_mini.Qwen2VLForConditionalGeneration)(config, attn_implementation)
-    has_head, tied = hasattr(model, "lm_head"), False
-    if has_head:
-        tied = config.text_config.tie_word_embeddings = is_tied(config.text_config.tie_word_embeddings, stored, folder)
-        embedding = model.model.embed_tokens.weight
-        model.lm_head.weight = embedding if tied else nn.Parameter(torch.empty_like(embedding))
-    if tied or not has_head:
-        stored.pop(HEAD, None)
+    tied = tie_head(model, stored, folder)
     check_complete(model, stored, folder)
-    if has_head and (folder / "generation_config.json").exists():
+    if hasattr(model, "generation_config") and (folder / "generation_config.json").exists():
         model.generation_config = read_generation_config(folder / "generation_config.json")
+
     try:
         for path, where in stored.items():
             weight = nn.Parameter(where.read().to(device=device, dtype=dtype, copy=True))
@@ -464,9 +505,40 @@ def load_model(
         size = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize / 1e9
         what = f"the {size:.1f} GB of weights in {folder}, as {dtype}".replace("torch.", "")
         raise ValueError(f"{device} has not enough free memory for {what}.") from None
+
     if tied:
         model.lm_head.weight = model.model.embed_tokens.weight
-    return model.eval()
+
+
+def tie_head(model: nn.Module, stored: dict[str, StoredTensor], folder: Path) -> bool:
+    """Tie or untie the output matrix as the stored weights have it; returns whether it is tied.
+
+    A head that the model does not need (it has none, or a tied one) is taken off the list of stored weights.
+    """
+    if not hasattr(model, "lm_head"):
+        stored.pop(HEAD, None)
+        return False
+
+    text_config = model.config.text_config
+    text_config.tie_word_embeddings = is_tied(text_config.tie_word_embeddings, stored, folder)
+    embedding = model.model.embed_tokens.weight
+    if text_config.tie_word_embeddings:
+        model.lm_head.weight = embedding
+        stored.pop(HEAD, None)
+    else:
+        model.lm_head.weight = nn.Parameter(torch.empty_like(embedding))
+    return text_config.tie_word_embeddings
+
+
+def load_model(name: str | Path, model_class: type | None = None, **options) -> nn.Module:
+    """A model with a checkpoint's weights, in `eval()` mode; `model_class` defaults to Qwen2VLForConditionalGeneration.
+
+    `options`: `dtype` "auto" is bfloat16 where that is fast, else float32; `device` "auto" is cuda, mps or cpu;
+    `torch_dtype` and `device_map` are the official names of the two; `attn_implementation`. Raises ValueError or
+    FileNotFoundError.
+    """
+    model_class = model_class or classes().Qwen2VLForConditionalGeneration
+    return model_class.from_pretrained(name, **options)
 
 
 def load(
@@ -479,7 +551,10 @@ def load(
     """(model, processor) of a checkpoint; `image_options` such as `max_pixels` win over what the checkpoint says."""
     folder = find_checkpoint(name, weights=True)
     model = load_model(folder, dtype=dtype, device=device, attn_implementation=attn_implementation)
-    return model, qwen2vl_mini.Qwen2VLProcessor.from_pretrained(folder, **image_options)
+    return model, classes().Qwen2VLProcessor.from_pretrained(folder, **image_options)
+
+
+# ── Modules → files ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def save(model: nn.Module, processor, folder: str | Path, max_shard_bytes: float = 5e9) -> None:

@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-import batch_jobs
-import conversations
 import qwen2vl_mini
 import weights_loader
-from batch_jobs import Answers, Line, Progress, batches, windows
-from command_line import main
+from qwen2vl_cli import batch, chat, terminal
+from qwen2vl_cli.__main__ import main
+from qwen2vl_cli.batch import Answers, Line, batches, windows
+from qwen2vl_cli.terminal import Progress
 from qwen2vl_mini import Qwen2VLForConditionalGeneration
 from tests.test_command_line import CONTEXT, make_checkpoint, make_clip, make_pictures, one_sentence
 
@@ -147,8 +147,8 @@ def test_control_tokens_are_kept_in_raw_only(run, monkeypatch, checkpoint):
 
 def test_saved_chats_are_batches(run, folder):
     (folder / "deeper").mkdir()
-    chat = conversations.saved_item({"type": "image", "source": os.path.relpath(folder / "a.png")})
-    (folder / "in.jsonl").write_text(json.dumps([user(chat, "What is it?")]) + "\n")
+    item = chat.saved_item({"type": "image", "source": os.path.relpath(folder / "a.png")})
+    (folder / "in.jsonl").write_text(json.dumps([user(item, "What is it?")]) + "\n")
     assert run(None)[1][0]["answer"] == run([[user(IMAGE, "What is it?")]])[1][0]["answer"]
 
 
@@ -235,13 +235,13 @@ def test_failing_batch_is_run_line_by_line(run, monkeypatch, batch_sizes):
 @pytest.fixture
 def answered(monkeypatch) -> list[int]:
     """The lines that are run."""
-    seen, generate = [], batch_jobs.Job.generate
+    seen, generate = [], batch.Job.generate
 
     def spy(self, batch):
         seen.extend(line.number for line in batch)
         return generate(self, batch)
 
-    monkeypatch.setattr(batch_jobs.Job, "generate", spy)
+    monkeypatch.setattr(batch.Job, "generate", spy)
     return seen
 
 
@@ -282,7 +282,7 @@ def test_torn_last_line_is_repaired(run, out, answered, torn):
 
 @pytest.mark.parametrize("with_out", [True, False])
 def test_ctrl_c_loses_only_the_batch_in_work(run, out, answered, monkeypatch, with_out):
-    generate, lines = batch_jobs.Job.generate, [[user("Hello " * i)] for i in range(1, 8)]
+    generate, lines = batch.Job.generate, [[user("Hello " * i)] for i in range(1, 8)]
 
     def interrupt(self, batch):
         if batch[0].number == 3:
@@ -290,7 +290,7 @@ def test_ctrl_c_loses_only_the_batch_in_work(run, out, answered, monkeypatch, wi
         return generate(self, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(batch_jobs.Job, "generate", interrupt)
+        patch.setattr(batch.Job, "generate", interrupt)
         code, records, err = run(lines, "--batch-tokens", "1", *(out if with_out else ()))
     assert code == 130 and "Traceback" not in err and "Stopped." in err
     assert [record["line"] for record in records] == [4, 5, 6, 7]  # long ones came first; even so they are in order
@@ -302,9 +302,9 @@ def test_ctrl_c_loses_only_the_batch_in_work(run, out, answered, monkeypatch, wi
 
 def test_what_is_answered_is_in_the_file_before_the_next_batch(run, out, monkeypatch):
     """So that even a power failure costs one batch."""
-    seen, generate = [], batch_jobs.Job.generate
+    seen, generate = [], batch.Job.generate
     spy = lambda self, batch: seen.append(len(Answers(Path(out[1])).answered)) or generate(self, batch)  # noqa: E731
-    monkeypatch.setattr(batch_jobs.Job, "generate", spy)
+    monkeypatch.setattr(batch.Job, "generate", spy)
     run([[user(f"Hello {i}")] for i in range(4)], "--batch-tokens", "1", *out)
     assert seen == [0, 1, 2, 3]
 
@@ -383,7 +383,7 @@ def test_windows_bound_what_is_in_memory(monkeypatch):
     lines = [Line(number, b"x") for number in range(1, 151)]
     sizes = [len(window) for window in windows(iter(lines), lambda line: 0)]
     assert sizes == [64, 64, 22]
-    large = lambda line: batch_jobs.WINDOW_PIXELS // 3  # noqa: E731
+    large = lambda line: batch.WINDOW_PIXELS // 3  # noqa: E731
     assert [len(window) for window in windows(iter(lines[:10]), large)] == [4, 4, 2]
     assert [len(w) for w in windows(iter(lines), lambda line: None)] == [0, 0, 0]  # bad lines are no reason to wait
     seen = []
@@ -404,7 +404,7 @@ def test_progress_is_a_bar_at_a_terminal_and_rare_elsewhere(monkeypatch, capsys)
         progress.step()
         progress.show()
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(batch_jobs, "QUIET_SECONDS", -1)
+    monkeypatch.setattr(terminal, "QUIET_SECONDS", -1)
     progress.show()
     assert capsys.readouterr().err.startswith("4 of 4 lines")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)

@@ -19,13 +19,13 @@ import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 
-import command_line
-import media_loader
 import qwen2vl_mini
-import url_fetcher
 import weights_loader
-from command_line import main
-from conversations import Chat, what_is_new, with_files
+from qwen2vl_cli import __main__ as command_line
+from qwen2vl_cli.__main__ import main
+from qwen2vl_cli.chat import Chat, what_is_new
+from qwen2vl_cli.prompts import with_files
+from qwen2vl_io import urls, videos
 from qwen2vl_mini import (
     ATTENTION_NAMES,
     KVCache,
@@ -318,7 +318,7 @@ def test_count_of_a_clip_is_what_is_read_and_decodes_nothing(ask, clip, pictures
 @pytest.fixture
 def no_decoding(monkeypatch) -> None:
     """Decoding the frames of a clip fails the test."""
-    monkeypatch.setattr(media_loader.Video, "frames", lambda self: pytest.fail("frames were decoded"))
+    monkeypatch.setattr(videos.Video, "frames", lambda self: pytest.fail("frames were decoded"))
 
 
 @pytest.mark.parametrize(
@@ -370,7 +370,7 @@ def test_prompt_beyond_the_context_is_refused_with_the_numbers(ask, clip, no_dec
 
 
 def test_private_addresses_only_when_allowed(ask, pictures, monkeypatch, tmp_path):
-    monkeypatch.setattr(url_fetcher, "ALLOW_PRIVATE", False)  # also puts it back afterwards
+    monkeypatch.setattr(urls, "ALLOW_PRIVATE", False)  # also puts it back afterwards
     handler = partial(QuietHandler, directory=str(Path(pictures["a"]).parent))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         Thread(target=server.serve_forever, daemon=True).start()
@@ -789,8 +789,8 @@ def test_pictures_and_clips_over_three_turns(loaded, logits, pictures, clip, tmp
 
 
 def test_decoding_is_not_done_twice(loaded, chat, clip, monkeypatch):
-    decoded, frames = [], media_loader.Video.frames
-    monkeypatch.setattr(media_loader.Video, "frames", lambda self: decoded.append(self.name) or frames(self))
+    decoded, frames = [], videos.Video.frames
+    monkeypatch.setattr(videos.Video, "frames", lambda self: decoded.append(self.name) or frames(self))
     list(chat.turn([{"type": "video", "video": clip, **SMALL}, {"type": "text", "text": "And?"}]))
     list(chat.say("And now?"))
     list(chat.say("And then?"))
@@ -1031,7 +1031,7 @@ def test_ctrl_c_in_a_chat(ask, monkeypatch, loaded, by_hand):
 def test_options_are_those_of_the_model_without_importing_it():
     assert command_line.DTYPES == ("auto", *weights_loader.DTYPES)
     assert command_line.ATTENTION == tuple(ATTENTION_NAMES)
-    code = "import sys, command_line; command_line.main(['--fps', '-1']); print('torch' in sys.modules)"
+    code = "import sys; from qwen2vl_cli.__main__ import main; main(['--fps', '-1']); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "False\n" and one_sentence(done.stderr)
 
@@ -1041,7 +1041,9 @@ def test_ctrl_c_while_torch_is_imported(tmp_path):
     """A stand-in for torch that gets the signal in the middle of its import."""
     (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nx = 1\n")
     code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # whatever a shell set
-    code += "sys.path.insert(0, sys.argv[1]); from command_line import main; sys.exit(main(['--prompt', 'Hello']))"
+    code += (
+        "sys.path.insert(0, sys.argv[1]); from qwen2vl_cli.__main__ import main; sys.exit(main(['--prompt', 'Hello']))"
+    )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "\n")
 
@@ -1064,7 +1066,7 @@ def test_error_as_a_program():
 
 def test_chat_as_a_program_until_ctrl_c(checkpoint):
     listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  (what a shell runs behind "&" is deaf)
-    words = ("command_line.py", "--model", checkpoint, "--chat", "--max-new-tokens", "6")
+    words = ("-m", "qwen2vl_cli", "--model", checkpoint, "--chat", "--max-new-tokens", "6")
     process = start(*words, preexec_fn=None if os.name == "nt" else listen)
     process.stdin.write("Hello\n/tokens\n")
     process.stdin.flush()
@@ -1080,7 +1082,7 @@ def test_chat_as_a_program_until_ctrl_c(checkpoint):
     "option", ["--verbose", "--count-tokens"]
 )  # an answer is flushed piece by piece, a count is not
 def test_reader_that_goes_away_is_no_error(checkpoint, option):
-    process = start("command_line.py", "--model", checkpoint, "--prompt", "Hello", "--max-new-tokens", "99", option)
+    process = start("-m", "qwen2vl_cli", "--model", checkpoint, "--prompt", "Hello", "--max-new-tokens", "99", option)
     process.stdout.close()
     assert "BrokenPipe" not in process.stderr.read()
     assert process.wait(timeout=300) == 141

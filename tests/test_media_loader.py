@@ -17,9 +17,10 @@ import torch
 from PIL import Image, ImageDraw
 from sklearn.datasets import load_sample_image
 
-import media_loader
-import url_fetcher
-from media_loader import Box, draw_boxes, item_source, load_image, parse_boxes
+from qwen2vl_io import pictures, sources, urls
+from qwen2vl_io.boxes import Box, draw_boxes, parse_boxes
+from qwen2vl_io.pictures import load_image
+from qwen2vl_io.sources import item_source
 
 WHITE = (255, 255, 255)
 
@@ -162,7 +163,7 @@ def test_what_is_no_picture_is_refused(source, hint):
 
 def with_orientation(image: Image.Image, orientation: int, format: str) -> bytes:
     exif = Image.Exif()
-    exif[media_loader.ORIENTATION] = orientation
+    exif[pictures.ORIENTATION] = orientation
     options = {"quality": 100, "subsampling": 0} if format == "JPEG" else {"lossless": True} if format == "WEBP" else {}
     return file_bytes(image, format, exif=exif, **options)
 
@@ -194,7 +195,7 @@ def test_pitfall_24_exif_rotation(scene, format, orientation):
 
 def test_pitfall_24_exif_of_a_tiff_is_applied_once(scene):
     exif = Image.Exif()
-    exif[media_loader.ORIENTATION] = 6
+    exif[pictures.ORIENTATION] = 6
     content = file_bytes(scene, "TIFF", exif=exif)
     assert np.array_equal(load_image(content), np.asarray(scene).swapaxes(0, 1)[:, ::-1])
 
@@ -308,7 +309,7 @@ def test_pitfall_24_an_animation_gives_its_first_frame(format, tmp_path):
     assert same(load_image(path), frames[0])
 
 
-@pytest.mark.parametrize("format", media_loader.FORMATS)
+@pytest.mark.parametrize("format", pictures.FORMATS)
 def test_every_format_of_the_list_is_read(scene, format):
     lossless = (
         {"quality": 100, "subsampling": 0} if format == "JPEG" else {"lossless": True} if format == "WEBP" else {}
@@ -340,7 +341,7 @@ def png_header(width: int, height: int) -> bytes:
     )
 
 
-@pytest.mark.parametrize("size", [(8193, 8192), (2**30, 2**30), (1, media_loader.MAX_IMAGE_PIXELS + 1)])
+@pytest.mark.parametrize("size", [(8193, 8192), (2**30, 2**30), (1, pictures.MAX_IMAGE_PIXELS + 1)])
 def test_pitfall_29_bombs_are_refused_by_their_header(size, monkeypatch):
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded before the size was checked"))
     with pytest.raises(ValueError, match="limit of 67,108,864") as error:
@@ -352,11 +353,11 @@ def test_pitfall_29_the_limit_is_ours_whatever_pillow_is_set_to(scene, monkeypat
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # many scripts switch Pillow's own check off
     with pytest.raises(ValueError, match="20000×20000.*67,108,864"):
         load_image(png_header(20000, 20000))
-    monkeypatch.setattr(media_loader, "MAX_IMAGE_PIXELS", 40 * 30 - 1)
+    monkeypatch.setattr(pictures, "MAX_IMAGE_PIXELS", 40 * 30 - 1)
     for source in (scene, np.asarray(scene), file_bytes(scene, "GIF")):
         with pytest.raises(ValueError, match="1,199"):
             load_image(source)
-    monkeypatch.setattr(media_loader, "MAX_IMAGE_PIXELS", 40 * 30)
+    monkeypatch.setattr(pictures, "MAX_IMAGE_PIXELS", 40 * 30)
     assert same(load_image(file_bytes(scene, "BMP")), scene)
 
 
@@ -369,7 +370,7 @@ def test_pitfall_29_a_jpeg_of_too_many_scans_is_not_decoded(scene, monkeypatch):
     with pytest.raises(ValueError, match="JPEG of more than 500 scans") as error:
         load_image(many)
     sentence(error)
-    monkeypatch.setattr(media_loader, "MAX_JPEG_SCANS", (500, 3 * 40 * 30))  # scans of larger pictures take longer
+    monkeypatch.setattr(pictures, "MAX_JPEG_SCANS", (500, 3 * 40 * 30))  # scans of larger pictures take longer
     with pytest.raises(ValueError, match="JPEG of more than 3 scans"):
         load_image(content)
 
@@ -394,7 +395,7 @@ def test_pillows_warnings_stay_away_from_the_user(scene, monkeypatch):
     assert load_image(paletted).getpixel((0, 0)) == WHITE
 
 
-@pytest.mark.parametrize("format", media_loader.FORMATS)
+@pytest.mark.parametrize("format", pictures.FORMATS)
 def test_pitfall_29_truncated_files_are_errors(scene, format, tmp_path):
     content = file_bytes(scene.resize((300, 200)), format)
     path = tmp_path / "cut.picture"
@@ -405,7 +406,7 @@ def test_pitfall_29_truncated_files_are_errors(scene, format, tmp_path):
         sentence(error)
 
 
-@pytest.mark.parametrize("format", media_loader.FORMATS)
+@pytest.mark.parametrize("format", pictures.FORMATS)
 def test_pitfall_29_damaged_bytes_never_raise_anything_else(scene, format):
     content = file_bytes(scene, format)
     rng = np.random.default_rng(len(content))
@@ -422,9 +423,9 @@ def test_pitfall_29_damaged_bytes_never_raise_anything_else(scene, format):
 def test_pitfall_29_base64_has_a_cap(monkeypatch, scene):
     uri = "data:image/png;base64," + base64.b64encode(file_bytes(scene, "PNG")).decode()
     bare = uri.partition(",")[2]
-    monkeypatch.setattr(media_loader, "MAX_BASE64_CHARS", len(bare))
+    monkeypatch.setattr(sources, "MAX_BASE64_CHARS", len(bare))
     assert same(load_image(uri), scene) and same(load_image(item_source({"base64": bare})), scene)
-    monkeypatch.setattr(media_loader, "MAX_BASE64_CHARS", len(bare) - 1)
+    monkeypatch.setattr(sources, "MAX_BASE64_CHARS", len(bare) - 1)
     for source in (lambda: load_image(uri), lambda: item_source({"base64": bare})):
         with pytest.raises(ValueError, match="characters") as error:
             source()
@@ -492,10 +493,10 @@ def test_pitfall_30_urls_are_fetched_with_limits(url, scene, monkeypatch):
         asked.append(arguments)
         return io.BytesIO(file_bytes(scene, "PNG"))
 
-    monkeypatch.setattr(url_fetcher, "open_url", open_url)
+    monkeypatch.setattr(urls, "open_url", open_url)
     assert same(load_image(url), scene)
     assert asked == [(url, 64 * 2**20, 30)]
-    monkeypatch.setattr(url_fetcher, "open_url", lambda *_: io.BytesIO(b"<html>404</html>"))
+    monkeypatch.setattr(urls, "open_url", lambda *_: io.BytesIO(b"<html>404</html>"))
     with pytest.raises(ValueError, match="example.com/.* is no picture") as error:
         load_image(url)
     sentence(error)
@@ -509,11 +510,11 @@ def test_pitfall_30_urls_of_this_machine_are_refused_unless_allowed(scene, tmp_p
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/p.png"
-        monkeypatch.setattr(url_fetcher, "ALLOW_PRIVATE", False)
+        monkeypatch.setattr(urls, "ALLOW_PRIVATE", False)
         with pytest.raises(ValueError) as error:
             load_image(url)
         sentence(error)
-        monkeypatch.setattr(url_fetcher, "ALLOW_PRIVATE", True)
+        monkeypatch.setattr(urls, "ALLOW_PRIVATE", True)
         assert same(load_image(url), scene) and same(load_image(item_source({"image_url": {"url": url}})), scene)
         server.shutdown()
 

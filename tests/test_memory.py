@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import media_loader
+from qwen2vl_io import videos
 from qwen2vl_mini import Qwen2VLImageProcessor
 
 ROOT = Path(__file__).parent.parent
 MEASURED = """
 import resource, sys
 sys.path.insert(0, {root!r})
-import command_line
-code = command_line.main(["--image", {photo!r}, "--prompt", "Describe this image.", "--max-new-tokens", "4"])
+from qwen2vl_cli.__main__ import main
+
+code = main(["--image", {photo!r}, "--prompt", "Describe this image.", "--max-new-tokens", "4"])
 print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * {unit})
 sys.exit(code)
 """
@@ -53,7 +54,7 @@ def test_a_clip_of_ten_minutes_is_never_in_memory(tmp_path, monkeypatch):
     """Of its 2,400 frames 768 are looked at, and no more than two pairs of them are there at a time."""
     write_clip(tmp_path / "long.mp4", seconds=600, rate=4)
     alive, most, seen = set(), 0, 0
-    decode = media_loader.Video.frames
+    decode = videos.Video.frames
 
     def watched(video):
         nonlocal most, seen
@@ -65,7 +66,7 @@ def test_a_clip_of_ten_minutes_is_never_in_memory(tmp_path, monkeypatch):
             yield frame
             del frame
 
-    monkeypatch.setattr(media_loader.Video, "frames", watched)
+    monkeypatch.setattr(videos.Video, "frames", watched)
     processor = Qwen2VLImageProcessor(video_min_pixels=4 * 784)
     patches, grid = processor.media_patches({"video": str(tmp_path / "long.mp4")})
     assert seen == 768 and grid == (384, 4, 4) and len(patches) == 384 * 16

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from checks import flash_problem
+from qwen2vl_io.options import flash_problem
 from qwen2vl_mini import (
     KVCache,
     Qwen2VLConfig,

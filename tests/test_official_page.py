@@ -22,9 +22,9 @@ from PIL import Image, ImageDraw
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor as OfficialTorchvision
 
-import checks
 import qwen2vl_mini
-import url_fetcher
+from qwen2vl_io import options as known_options
+from qwen2vl_io import urls
 from qwen2vl_mini import (
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
@@ -199,7 +199,7 @@ def site(media, monkeypatch):
         def log_message(self, *args):
             pass
 
-    monkeypatch.setattr(url_fetcher, "ALLOW_PRIVATE", True)
+    monkeypatch.setattr(urls, "ALLOW_PRIVATE", True)
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(media)))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -847,10 +847,10 @@ def test_mm_token_type_ids_are_the_official_ones(model, processor, official_proc
 HELLO = [{"role": "user", "content": "Hello"}]
 
 
-@pytest.mark.parametrize("name", checks.REFUSED)
+@pytest.mark.parametrize("name", known_options.REFUSED)
 def test_options_that_mean_something_else_are_refused_by_name(processor, name):
     """Values that ask for nothing are taken, by every call and in the nested dicts; others are named with a reason."""
-    allowed, reason = checks.REFUSED[name]
+    allowed, reason = known_options.REFUSED[name]
     text = processor.apply_chat_template(HELLO, add_generation_prompt=True)
     plain, one = processor.apply_chat_template(HELLO, **TEMPLATE_OPTIONS), picture(60, 60, 1)
     pixels = processor.image_processor.preprocess(one).pixel_values

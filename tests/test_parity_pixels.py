@@ -19,7 +19,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor as OfficialTorchvision
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize as official_smart_resize
 
-from media_loader import load_image
+from qwen2vl_io.pictures import load_image
 from qwen2vl_mini import (
     Qwen2VLImageProcessor,
     Qwen2VLImageProcessorFast,

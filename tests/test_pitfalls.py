@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import media_loader
+from qwen2vl_io import pictures
 from qwen2vl_mini import Qwen2VLProcessor, attend
 from tests.small_models import image, make_inputs, shared_model, video
 
@@ -290,13 +290,13 @@ WENT_WRONG = {
     30: (
         "addresses that lead into the local network, round in circles, or to a body without end",
         [
-            "test_url_fetcher.py::test_urls_that_are_refused_unseen",
-            "test_url_fetcher.py::test_loopback_is_refused_however_it_is_spelled",
-            "test_url_fetcher.py::test_redirects_are_checked_like_any_url",
-            "test_url_fetcher.py::test_size_limit",
-            "test_url_fetcher.py::test_endless_bodies_end_at_the_size_limit_and_fill_no_memory",
-            "test_url_fetcher.py::test_dripping_servers_do_not_stretch_the_time",
-            "test_url_fetcher.py::test_rebinding_a_name_that_answers_differently_the_second_time",
+            "test_urls.py::test_urls_that_are_refused_unseen",
+            "test_urls.py::test_loopback_is_refused_however_it_is_spelled",
+            "test_urls.py::test_redirects_are_checked_like_any_url",
+            "test_urls.py::test_size_limit",
+            "test_urls.py::test_endless_bodies_end_at_the_size_limit_and_fill_no_memory",
+            "test_urls.py::test_dripping_servers_do_not_stretch_the_time",
+            "test_urls.py::test_rebinding_a_name_that_answers_differently_the_second_time",
             "test_media_loader.py::test_file_urls_name_files_of_this_machine_only",
             "test_command_line.py::test_private_addresses_only_when_allowed",
         ],
@@ -386,7 +386,7 @@ def test_words_in_a_picture_never_become_tokens_of_the_prompt():
 
 
 def test_we_say_that_words_in_a_picture_are_not_to_be_trusted():
-    said = " ".join(media_loader.__doc__.split())
+    said = " ".join(pictures.__doc__.split())
     assert "Words inside a picture are read by the model like any others" in said and "do not trust them" in said
 
 

@@ -19,8 +19,8 @@ import pytest
 import torch
 from PIL import Image
 
-import media_loader
-from media_loader import MAX_FRAMES, Video, frame_indices, load_video, smart_nframes
+from qwen2vl_io import sources, urls, videos
+from qwen2vl_io.videos import MAX_FRAMES, Video, frame_indices, load_video, smart_nframes
 
 WIDTH, HEIGHT = 64, 48
 FASTSTART = (("movflags", "faststart"),)  # the table of contents comes first, so that a file cut off has one
@@ -92,7 +92,7 @@ def sentence(error) -> str:
 def decoded_frames(monkeypatch) -> list:
     """Counts the packets that are decoded: a list, one entry for each."""
     counted = []
-    real = media_loader.Container.opened
+    real = videos.Container.opened
 
     class Context:  # PyAV's own cannot be patched
         def __init__(self, context):
@@ -117,7 +117,7 @@ def decoded_frames(monkeypatch) -> list:
         with real(self) as (container, stream, packets):
             yield container, Stream(stream), packets
 
-    monkeypatch.setattr(media_loader.Container, "opened", opened)
+    monkeypatch.setattr(videos.Container, "opened", opened)
     return counted
 
 
@@ -214,14 +214,14 @@ def test_pitfall_17_at_a_constant_rate_times_and_indices_choose_the_same(monkeyp
     for total in (3, 5, 30, 75, 301):
         for number in (2, 4, 6, 10, 74, 300):
             if number <= total:
-                by_index[total, number] = media_loader.spread(np.arange(total) / 29.97, number).tolist()
+                by_index[total, number] = videos.spread(np.arange(total) / 29.97, number).tolist()
                 assert by_index[total, number] == frame_indices(total, number)
-    monkeypatch.setattr(media_loader, "frame_indices", lambda *_: pytest.fail("not by time"))
+    monkeypatch.setattr(videos, "frame_indices", lambda *_: pytest.fail("not by time"))
     for (total, number), indices in by_index.items():
         seconds = np.append(np.arange(total) / 29.97, 0)[:total]
         even = np.linspace
         monkeypatch.setattr(np, "linspace", lambda a, b, n, even=even, s=seconds: even(a, b, n) + (n == len(s)) * 1e9)
-        assert media_loader.spread(seconds, number).tolist() == indices
+        assert videos.spread(seconds, number).tolist() == indices
         monkeypatch.setattr(np, "linspace", even)
 
 
@@ -286,7 +286,7 @@ def test_every_source_gives_the_same(tmp_path):
     encoded = base64.b64encode(clip()).decode()
     uri = f"data:video/mp4;base64,{encoded}"
     sources = [str(path), path.as_uri(), clip(), bytearray(clip()), memoryview(clip()), uri]
-    sources.append(media_loader.item_source({"type": "video", "base64": encoded}))
+    sources.append(sources.item_source({"type": "video", "base64": encoded}))
     for source in sources:
         assert all(map(np.array_equal, load_video(source).frames(), expected)), source[:50]
 
@@ -302,13 +302,12 @@ def test_a_url_is_fetched_once_with_the_limits_of_videos(monkeypatch):
         file.seek(0)
         return file
 
-    monkeypatch.setitem(sys.modules, "url_fetcher", type(sys)("url_fetcher"))
-    sys.modules["url_fetcher"].open_url = open_url
+    monkeypatch.setattr(urls, "open_url", open_url)
     video = load_video("https://example.com/clip.mp4")
     gc.collect()
     for _ in range(2):
         assert all(map(np.array_equal, video.frames(), load_video(clip()).frames()))
-    assert asked == [("https://example.com/clip.mp4", media_loader.MAX_VIDEO_BYTES, media_loader.VIDEO_SECONDS)]
+    assert asked == [("https://example.com/clip.mp4", sources.MAX_VIDEO_BYTES, sources.VIDEO_SECONDS)]
     assert not files[0].closed
     del video
     gc.collect()
@@ -463,9 +462,9 @@ def test_pitfall_18_only_what_is_needed_is_decoded(decoded_frames):
 def test_pitfall_18_frames_shown_before_their_key_frame_are_found_at_once(kind, monkeypatch):
     """They build on the key frame before that one; without knowing it, all would be decoded a second time."""
     format, codec, options = KINDS[kind]
-    container = media_loader.open_clip(*media_loader.opener(clip(format, codec, options=options), "video"))
-    real, calls = media_loader.Container.decoded, []
-    monkeypatch.setattr(media_loader.Container, "decoded", lambda *args: calls.append(args) or real(*args))
+    container = videos.open_clip(*sources.opener(clip(format, codec, options=options), "video"))
+    real, calls = videos.Container.decoded, []
+    monkeypatch.setattr(videos.Container, "decoded", lambda *args: calls.append(args) or real(*args))
     for index in range(60):
         assert len(list(container.read(np.array([index])))) == 1
     assert len(calls) == 60
@@ -487,14 +486,14 @@ def test_pitfall_18_a_long_video_is_held_one_frame_at_a_time():
     class Counted(np.ndarray):  # plain arrays cannot be put into a set
         __hash__ = object.__hash__
 
-    real = media_loader.Container.upright
-    media_loader.Container.upright = lambda self, frame: real(self, frame).view(Counted)
+    real = videos.Container.upright
+    videos.Container.upright = lambda self, frame: real(self, frame).view(Counted)
     try:
         for frame in video.frames():
             alive.add(frame)
             most = max(most, len(alive))
     finally:
-        media_loader.Container.upright = real
+        videos.Container.upright = real
     assert most <= 2, "the one in hand, and the one before it until the loop variable moves on"
 
 
@@ -512,7 +511,7 @@ def test_a_key_frame_that_is_none_does_not_cost_the_frame(monkeypatch):
     """When decoding from the nearest key frame does not bring the frame, it is decoded from the beginning."""
     video = load_video(clip(options=(("bf", "0"),)), nframes=6)
     expected = list(video.frames())
-    real = media_loader.Container.decoded
+    real = videos.Container.decoded
     calls = []
 
     def decoded(self, positions, starts):
@@ -520,7 +519,7 @@ def test_a_key_frame_that_is_none_does_not_cost_the_frame(monkeypatch):
         found = real(self, positions, starts)
         return iter([next(found), next(found)]) if len(calls) == 1 else found
 
-    monkeypatch.setattr(media_loader.Container, "decoded", decoded)
+    monkeypatch.setattr(videos.Container, "decoded", decoded)
     assert all(map(np.array_equal, video.frames(), expected)) and len(calls) == 2
     assert set(calls[1]) == {1} and len(calls[1]) == 4
 
@@ -591,14 +590,14 @@ def test_a_still_picture_is_one_frame_and_a_photograph_is_refused():
 
 
 def test_pitfall_29_animations_have_a_cap(monkeypatch):
-    monkeypatch.setattr(media_loader, "MAX_ANIMATION", (11, 2**30))
+    monkeypatch.setattr(videos, "MAX_ANIMATION", (11, 2**30))
     for limits in ((11, 2**30), (1000, 12 * WIDTH * HEIGHT - 1)):
-        monkeypatch.setattr(media_loader, "MAX_ANIMATION", limits)
+        monkeypatch.setattr(videos, "MAX_ANIMATION", limits)
         for format in ("GIF", "WEBP", "PNG"):
             with pytest.raises(ValueError, match="more than") as error:
                 load_video(animation(format))
             sentence(error)
-    monkeypatch.setattr(media_loader, "MAX_ANIMATION", (12, 12 * WIDTH * HEIGHT))
+    monkeypatch.setattr(videos, "MAX_ANIMATION", (12, 12 * WIDTH * HEIGHT))
     assert load_video(animation("GIF")).total_frames == 12
 
 
@@ -751,7 +750,7 @@ def test_pitfall_29_playlists_open_no_other_file(text, name, tmp_path, monkeypat
     sentence(error)
 
 
-@pytest.mark.parametrize("format", sorted(set(media_loader.SIGNATURES.values()) - {"animation"}))
+@pytest.mark.parametrize("format", sorted(set(videos.SIGNATURES.values()) - {"animation"}))
 def test_pitfall_29_ffmpeg_is_told_the_format_and_may_open_nothing(format, monkeypatch):
     kind = {"mov": "mp4"}.get(format, format)
     codec = {"mpeg": "mpeg2video", "avi": "mpeg4", "flv": "flv"}.get(format, "libx264")
@@ -791,13 +790,13 @@ def test_fragmented_files_pass_the_check_of_tables():
 
 
 def test_pitfall_29_the_size_in_the_header_is_checked_before_decoding(monkeypatch, decoded_frames):
-    monkeypatch.setattr(media_loader, "MAX_FRAME_PIXELS", WIDTH * HEIGHT - 1)
+    monkeypatch.setattr(videos, "MAX_FRAME_PIXELS", WIDTH * HEIGHT - 1)
     for content in (clip(), animation("GIF"), animation("PNG")):
         with pytest.raises(ValueError, match="64×48.* limit of 3,071") as error:
             load_video(content)
         sentence(error)
     assert not decoded_frames
-    monkeypatch.setattr(media_loader, "MAX_FRAME_PIXELS", WIDTH * HEIGHT)
+    monkeypatch.setattr(videos, "MAX_FRAME_PIXELS", WIDTH * HEIGHT)
     assert load_video(clip()).num_frames == 4
 
 
@@ -805,7 +804,7 @@ def test_pitfall_29_the_size_in_the_header_is_checked_before_decoding(monkeypatc
 def test_pitfall_29_the_search_for_the_next_frame_has_an_end(container, monkeypatch):
     content = clip(container) + bytes(2**20)
     assert load_video(content).num_frames == load_video(clip(container)).num_frames
-    monkeypatch.setattr(media_loader, "MAX_SEARCH_BYTES", 2**19)
+    monkeypatch.setattr(videos, "MAX_SEARCH_BYTES", 2**19)
     with pytest.raises(ValueError, match="no frame in 524,288 bytes") as error:
         load_video(content)
     sentence(error)
@@ -813,7 +812,7 @@ def test_pitfall_29_the_search_for_the_next_frame_has_an_end(container, monkeypa
 
 def test_pitfall_29_the_file_of_an_animation_has_a_largest_size(monkeypatch):
     content = animation("GIF")
-    monkeypatch.setattr(media_loader, "MAX_ANIMATION_BYTES", len(content))
+    monkeypatch.setattr(videos, "MAX_ANIMATION_BYTES", len(content))
     assert load_video(content).num_frames
     with pytest.raises(ValueError, match=f"{len(content) + 1:,} bytes, more than the limit of {len(content):,}"):
         load_video(content + b"x")
@@ -828,7 +827,7 @@ def test_pitfall_29_a_file_that_fails_while_it_is_read_is_a_sentence():
 
     for content in (clip("matroska"), animation("GIF")):
         with pytest.raises(ValueError, match="Input/output error|Invalid data|cut off or damaged") as error:
-            media_loader.open_clip(lambda content=content: Failing(content), "The video")
+            videos.open_clip(lambda content=content: Failing(content), "The video")
         sentence(error)
 
 
@@ -842,16 +841,16 @@ def test_an_array_may_have_any_number_of_frames_if_few_are_taken():
 
 
 def test_pitfall_29_packets_have_a_cap(monkeypatch):
-    monkeypatch.setattr(media_loader, "MAX_PACKETS", 60)
+    monkeypatch.setattr(videos, "MAX_PACKETS", 60)
     assert load_video(clip()).total_frames == 60
-    monkeypatch.setattr(media_loader, "MAX_PACKETS", 59)
+    monkeypatch.setattr(videos, "MAX_PACKETS", 59)
     with pytest.raises(ValueError, match="more than 59 frames") as error:
         load_video(clip())
     sentence(error)
 
 
 def test_compressions_outside_the_list_are_refused(monkeypatch):
-    monkeypatch.setattr(media_loader, "CODECS", "vp9")
+    monkeypatch.setattr(videos, "CODECS", "vp9")
     with pytest.raises(ValueError, match="H.264") as error:
         load_video(clip())
     sentence(error)

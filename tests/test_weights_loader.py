@@ -21,6 +21,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+import qwen2vl_io
 import weights_loader
 from qwen2vl_mini import (
     Qwen2VLConfig,
@@ -593,17 +594,16 @@ def test_a_hub_id_is_downloaded_with_weights_only_on_request(weights, monkeypatc
     assert {"*.json", "*.txt", "*.jinja"} <= set(patterns) and ("*.safetensors" in patterns) == weights
 
 
-def test_tiny_is_beside_the_module_or_where_a_wheel_puts_it(tmp_path, monkeypatch):
+def test_tiny_is_beside_the_module_or_inside_the_installed_package(tmp_path, monkeypatch):
     monkeypatch.setattr(weights_loader, "__file__", str(tmp_path / "site" / "weights_loader.py"))
-    monkeypatch.setattr(sys, "prefix", str(tmp_path / "prefix"))
+    monkeypatch.setattr(qwen2vl_io, "__file__", str(tmp_path / "site" / "qwen2vl_io" / "__init__.py"))
     with pytest.raises(FileNotFoundError, match="bundled checkpoint .* install again"):
         find_checkpoint("tiny")
-    installed = tmp_path / "prefix" / "share" / "qwen2vl-mini" / "checkpoints" / "tiny"
-    installed.mkdir(parents=True)
-    assert find_checkpoint("tiny") == installed
-    beside = tmp_path / "site" / "checkpoints" / "tiny"
-    beside.mkdir(parents=True)
-    assert find_checkpoint("tiny", weights=True) == beside.resolve()
+    for home in ("site/qwen2vl_io", "site"):  # the clone's own comes first
+        folder = tmp_path / home / "checkpoints" / "tiny"
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        assert find_checkpoint("tiny", weights=True) == folder.resolve()
 
 
 @pytest.mark.skipif(not (ROOT / "checkpoints" / "tiny" / WEIGHTS).exists(), reason="not trained yet")
@@ -697,18 +697,48 @@ def test_dtype_names(machine):
 
 
 @pytest.mark.parametrize("ratio, expected", [(0.25, False), (1.1, False), (2.0, True)])
-def test_the_cpu_is_measured_and_left_as_it_was(monkeypatch, ratio, expected):
+def test_a_cpu_of_which_nothing_is_known_is_measured_and_left_as_it_was(monkeypatch, ratio, expected):
     """bfloat16 is chosen when it is clearly faster; the clock is pretended."""
+    monkeypatch.setattr(weights_loader, "cpu_features", lambda: None)
     seconds = iter([[1.0, 1.0], [1 / ratio, 5.0]])  # float32 first; the best of several tries counts
     monkeypatch.setattr(weights_loader.timeit, "repeat", lambda *args, **kwargs: next(seconds))
     threads = []
     monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
-    assert weights_loader.cpu_is_fast_in_bfloat16.__wrapped__() is expected
+    fast, reason = weights_loader.cpu_bfloat16.__wrapped__()
+    assert fast is expected and f"1/{ratio:.1f}" in reason
     assert threads == [1, 6]
 
 
+@pytest.mark.parametrize(
+    "features, expected, reason",
+    [
+        ({"amx_bf16": True, "avx512_bf16": True}, True, "the CPU has amx_bf16"),
+        ({"amx_bf16": False, "avx512_bf16": True}, True, "the CPU has avx512_bf16"),
+        ({"amx_bf16": False, "avx2": True}, False, "the CPU has neither amx_bf16 nor avx512_bf16"),
+    ],
+)
+def test_a_known_cpu_is_not_measured(monkeypatch, features, expected, reason):
+    """A stopwatch would give other numbers on a busy day."""
+    monkeypatch.setattr(weights_loader, "cpu_features", lambda: features)
+    monkeypatch.setattr(weights_loader.timeit, "repeat", lambda *args, **kwargs: pytest.fail("measured"))
+    assert weights_loader.cpu_bfloat16.__wrapped__() == (expected, reason)
+
+
+def test_the_features_of_this_cpu_are_the_kernels(monkeypatch):
+    """PyTorch's list and that of /proc/cpuinfo, which stands in for it in older releases, say the same."""
+    flags = Path("/proc/cpuinfo")
+    if weights_loader.cpu_features() is None or not flags.exists() or not hasattr(torch.cpu, "get_capabilities"):
+        pytest.skip("not an x86 CPU under Linux with a recent PyTorch")
+    newer = weights_loader.cpu_features()
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    older = weights_loader.cpu_features()
+    for name in ("avx2", "avx512_bf16", "amx_bf16"):
+        assert bool(newer.get(name)) == bool(older.get(name)), name
+
+
 def test_the_real_measurement_runs():
+    assert weights_loader.bfloat16_gain() > 0
     assert weights_loader.cpu_is_fast_in_bfloat16() in (True, False)
 
 

@@ -20,7 +20,7 @@ import sys
 from dataclasses import dataclass, replace
 
 import weights_loader
-from media_loader import parse_boxes
+from qwen2vl_io.boxes import parse_boxes
 from tiny_world.scenes import MAX_SIDE, MAX_THINGS, MIN_SIDE, TASKS, TEST_SEED, Sample, make_sample, messages
 
 BATCH_PIXELS = 25 * 224 * 224  # of pictures answered in one call

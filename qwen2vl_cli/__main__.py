@@ -1,8 +1,8 @@
 """What `python qwen2vl_mini.py` and `qwen2vl-mini` do: the options, and one sentence for each thing that can go wrong.
 
-Answers go to stdout, piece by piece as they are written; all else goes to stderr. The work is done in
-conversations.py (one question, or a chat) and batch_jobs.py (a file of conversations). They bring PyTorch, whose
-import takes seconds, so they are imported late: --help and mistakes need not wait, and Ctrl-C is quiet from the start.
+Answers go to stdout, piece by piece as they are written; everything else goes to stderr. The work is done in ask.py
+(one question, or a chat) and batch.py (a file of conversations). They bring PyTorch, whose import takes seconds, so
+they are imported late: --help and mistakes need not wait, and Ctrl-C is quiet from the start.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import re
 import sys
 from contextlib import suppress
 from pathlib import Path
+
+from qwen2vl_cli.terminal import note, sentence
 
 EXAMPLES = """examples:
   %(prog)s --image assets/scene.png
@@ -35,8 +37,6 @@ exit codes:
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ATTENTION = ("eager", "sdpa", "flash", "flash_attention_2")
 DRAWN_AS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # what --boxes can write
-
-# ── Options ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class InOrder(argparse.Action):
@@ -165,31 +165,12 @@ def check_boxes_file(path: Path, pictures: list[str]) -> None:
         raise ValueError(f"--boxes {path} would overwrite the picture itself; choose another name.")
 
 
-# ── Running ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def sentence(error: Exception) -> str:
-    """One line for the user."""
-    text = " ".join(str(error).split())
-    memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # PyTorch's is the latter
-    if memory or "can't allocate memory" in text:
-        return "error: Out of memory; lower --max-pixels or --max-new-tokens, or take a smaller --model."
-    if isinstance(error, ValueError | OSError) and text:
-        return f"error: {text}"
-    return f"unexpected error: {type(error).__name__}: {text} (run with --debug for the traceback)"
-
-
 def run(args: argparse.Namespace) -> int:
     """Do what was asked for; returns the exit code."""
     check_options(args)
-    import batch_jobs  # not at the top of this file: see there
-    import conversations
+    from qwen2vl_cli import ask, batch  # not at the top of this file: see there
 
-    return batch_jobs.run(args) if args.batch else conversations.run(args)
+    return batch.run(args) if args.batch else ask.run(args)
 
 
 def main(argv: list[str] | None = None) -> int:

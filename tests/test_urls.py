@@ -20,8 +20,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-import url_fetcher
-from url_fetcher import open_url
+from qwen2vl_io import urls
+from qwen2vl_io.urls import open_url
 
 PUBLIC, PUBLIC_TOO = "93.184.216.34", "8.8.8.8"
 MEGABYTE = 10**6
@@ -165,7 +165,7 @@ class Network:
 @pytest.fixture(autouse=True)
 def network(monkeypatch) -> Network:
     network, ask = Network(), socket.getaddrinfo
-    monkeypatch.setattr(url_fetcher, "ALLOW_PRIVATE", False)
+    monkeypatch.setattr(urls, "ALLOW_PRIVATE", False)
 
     def getaddrinfo(host, port, **options):
         network.looked_up.append(host)
@@ -196,7 +196,7 @@ def network(monkeypatch) -> Network:
 
 @pytest.fixture
 def private_allowed(monkeypatch):
-    monkeypatch.setattr(url_fetcher, "ALLOW_PRIVATE", True)
+    monkeypatch.setattr(urls, "ALLOW_PRIVATE", True)
 
 
 def get(url: str, max_bytes: int = MEGABYTE, seconds: float = 5) -> bytes:
@@ -212,7 +212,7 @@ def refusal(url: str, max_bytes: int = MEGABYTE, seconds: float = 5) -> str:
     assert type(error.value) is ValueError and error.value.__suppress_context__
     text = str(error.value)
     assert text.isprintable() and text.endswith(".") and len(text) < 700, text
-    assert text.startswith(url_fetcher.shorten(url)), text
+    assert text.startswith(urls.shorten(url)), text
     return text
 
 
@@ -240,14 +240,14 @@ def test_the_host_header_and_the_path_are_those_of_the_url(site):
 
 
 def test_the_default_ports_are_80_and_443():
-    assert url_fetcher.parse("http://a.b/c") == ("http", "a.b", 80, "/c")
-    assert url_fetcher.parse("https://a.b/c") == ("https", "a.b", 443, "/c")
-    assert url_fetcher.parse("https://a.b:8443") == ("https", "a.b", 8443, "/")
-    assert url_fetcher.parse("http://[2606:4700::1111]:0/") == ("http", "2606:4700::1111", 0, "/")
+    assert urls.parse("http://a.b/c") == ("http", "a.b", 80, "/c")
+    assert urls.parse("https://a.b/c") == ("https", "a.b", 443, "/c")
+    assert urls.parse("https://a.b:8443") == ("https", "a.b", 8443, "/")
+    assert urls.parse("http://[2606:4700::1111]:0/") == ("http", "2606:4700::1111", 0, "/")
 
 
 def test_the_host_header_has_no_default_port(site, monkeypatch):
-    monkeypatch.setitem(url_fetcher.PORTS, "http", site.port)
+    monkeypatch.setitem(urls.PORTS, "http", site.port)
     site.pages["/a"] = reply(b"a")
     assert get("http://pictures.test/a") == b"a"
     assert site.requests[0][1]["Host"] == "pictures.test"
@@ -277,7 +277,7 @@ def test_bytes_after_the_content_length_are_no_part_of_the_file(site, private_al
 
 
 def test_large_files_go_to_disk(site, private_allowed, monkeypatch):
-    monkeypatch.setattr(url_fetcher, "MEMORY_BYTES", 1000)
+    monkeypatch.setattr(urls, "MEMORY_BYTES", 1000)
     body = random.Random(0).randbytes(5000)
     site.pages = {"/large": reply(body), "/small": reply(body[:1000])}
     with open_url(f"{site.root}/large", MEGABYTE, 5) as file:
@@ -366,15 +366,15 @@ def test_names_that_lead_to_addresses_that_are_not_public(network, address):
     "address", [PUBLIC, "8.8.8.8", "2606:4700:4700::1111", "::ffff:8.8.8.8", "64:ff9b::8.8.8.8", "2002:808:808::1"]
 )
 def test_public_addresses(address):
-    assert url_fetcher.is_public(address)
+    assert urls.is_public(address)
     ipaddress.ip_address(address)
 
 
 def test_the_environment_variable_allows_private_hosts():
     for value, allowed in ("1", "True"), ("0", "False"), ("", "False"):
         run = subprocess.run(
-            [sys.executable, "-c", "import url_fetcher; print(url_fetcher.ALLOW_PRIVATE)"],
-            cwd=os.path.dirname(url_fetcher.__file__),
+            [sys.executable, "-c", "from qwen2vl_io import urls; print(urls.ALLOW_PRIVATE)"],
+            cwd=os.path.dirname(urls.__file__),
             env={**os.environ, "QWEN2VL_ALLOW_PRIVATE_URLS": value},
             capture_output=True,
             text=True,

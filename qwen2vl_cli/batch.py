@@ -12,36 +12,22 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from checks import as_messages, media_kind
-from command_line import note, sentence
-from conversations import (
-    BUNDLED,
-    check_length,
-    clip_options,
-    is_url,
-    load_model,
-    media_of,
-    open_checkpoint,
-    open_media,
-    prompt_length,
-    sampling_options,
-    text_of,
-)
-from media_loader import item_source
+from qwen2vl_cli.ask import BUNDLED, load_model, open_checkpoint, sampling_options
+from qwen2vl_cli.costs import check_length, media_of, open_media, prompt_length
+from qwen2vl_cli.prompts import clip_options, text_of
+from qwen2vl_cli.terminal import Progress, note, sentence
+from qwen2vl_io.messages import as_messages, media_kind
+from qwen2vl_io.sources import is_url, item_source
 
 BATCH_TOKENS = 16384  # of one call: prompts with their padding, and the longest answers
 WINDOW_LINES = 64
 WINDOW_PIXELS = 100_000_000  # of open pictures: 300 MB
 WINDOW_BYTES = 64 * 2**20  # of lines: pictures may stand in them as data URIs
-BAR = 30  # characters
-QUIET_SECONDS = 20  # between two lines about the progress, where stderr is no terminal
 
 
 @dataclass
@@ -61,9 +47,6 @@ class Line:
 
     def record(self, **content) -> dict:
         return {"line": self.number, **self.named, **content, "hash": self.hash}
-
-
-# ── Input ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def read_lines(path: Path) -> Iterator[Line]:
@@ -141,9 +124,6 @@ def batches(window: list[Line], batch_tokens: int, max_new_tokens: int) -> Itera
         batch.append(line)
     if batch:
         yield batch
-
-
-# ── Output ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class Answers:
@@ -229,50 +209,6 @@ class Answers:
             self.file.close()
             os.replace(draft.name, target)
         self.file.close()
-
-
-class Progress:
-    """How far we are, on stderr: a bar if that is a terminal, else a line now and then."""
-
-    def __init__(self, total: int, done: int):
-        self.total, self.done, self.skipped, self.failed = total, done, done, 0
-        self.terminal, self.began, self.shown = sys.stderr.isatty(), time.monotonic(), time.monotonic()
-
-    def step(self, failed: bool = False) -> None:
-        self.done, self.failed = self.done + 1, self.failed + failed
-
-    def show(self) -> None:
-        now = time.monotonic()
-        if self.terminal or now - self.shown > QUIET_SECONDS:
-            self.shown = now
-            text = f"\r{self.bar()}\x1b[K" if self.terminal else f"{self.text()}\n"
-            print(text, end="", file=sys.stderr, flush=True)
-
-    def text(self) -> str:
-        seconds, fresh = time.monotonic() - self.began, self.done - self.skipped - self.failed
-        left = f", about {clock(seconds / fresh * (self.total - self.done))} left" if fresh else ""
-        failed = f", {self.failed} failed" if self.failed else ""
-        return f"{self.done} of {self.total} lines{failed}{left}"
-
-    def bar(self) -> str:
-        full = BAR * self.done // max(self.total, 1)
-        return f"[{'#' * full}{'.' * (BAR - full)}] {self.text()}"
-
-    def note(self, text: str) -> None:
-        """A line of its own, above the bar."""
-        note(("\r\x1b[K" if self.terminal else "") + text)
-
-    def close(self) -> None:
-        if self.terminal:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-
-def clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}" if minutes >= 60 else f"{minutes}:{seconds:02}"
-
-
-# ── Running ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class Job:

@@ -1,0 +1,97 @@
+"""One question, or a chat."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import asdict
+
+import torch
+
+import weights_loader
+from qwen2vl_cli.chat import Chat, answer, chat_loop
+from qwen2vl_cli.costs import check_length, in_words, measures, media_of, print_costs, prompt_length
+from qwen2vl_cli.prompts import read_content, text_of
+from qwen2vl_cli.terminal import note
+from qwen2vl_io import urls
+from qwen2vl_io.boxes import draw_boxes, parse_boxes
+from qwen2vl_mini import Qwen2VLConfig, Qwen2VLProcessor
+
+BUNDLED = (
+    "The bundled 4.6 M teaching model knows coloured shapes in small drawings and nothing else; "
+    "the real one: --model Qwen/Qwen2-VL-2B-Instruct"
+)
+SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty")
+
+
+def open_checkpoint(args: argparse.Namespace) -> tuple[Qwen2VLProcessor, int]:
+    """The processor and the context length of --model: all that prompts are measured with, and no weights."""
+    urls.ALLOW_PRIVATE |= args.allow_private_urls
+    folder = weights_loader.find_checkpoint(args.model or "tiny")
+    processor = Qwen2VLProcessor.from_pretrained(folder, min_pixels=args.min_pixels, max_pixels=args.max_pixels)
+    return processor, Qwen2VLConfig.from_pretrained(folder).text_config.max_position_embeddings
+
+
+def sampling_options(args: argparse.Namespace) -> dict:
+    return {key: getattr(args, key) for key in ("seed", *SAMPLING)}
+
+
+def load_model(args: argparse.Namespace) -> tuple[torch.nn.Module, dict, float]:
+    """The model, the settings in force, and the seconds that loading took."""
+    name, began = args.model or "tiny", time.perf_counter()
+    model = weights_loader.load_model(name, dtype=args.dtype, device=args.device, attn_implementation=args.attn)
+    seconds = time.perf_counter() - began
+    settings = {"model": name, "dtype": str(model.dtype).removeprefix("torch."), "device": str(model.device)}
+    settings |= {"attention": model.attn_implementation, "max_new_tokens": args.max_new_tokens, "seed": args.seed}
+    settings |= model.sampling_settings(**{key: getattr(args, key) for key in SAMPLING})
+    if args.verbose:
+        note("settings  " + ", ".join(f"{key} {value}" for key, value in settings.items()))
+        note(f"load      {seconds:.2f} s")
+    return model, settings, seconds
+
+
+def run(args: argparse.Namespace) -> int:
+    """One question or a chat. All that can be checked is checked before the weights are loaded."""
+    system = text_of(args.system) if args.system else None
+    processor, context = open_checkpoint(args)
+    content = read_content(args, processor, context)
+    media = media_of([{"content": content}])
+    if args.model is None:
+        note(BUNDLED)
+    if content:
+        messages = [{"role": "system", "content": system}] if system else []
+        messages += [{"role": "user", "content": content}]
+        length = prompt_length(messages, processor, args.add_vision_id)
+        if args.count_tokens:
+            print_costs(length, media, context, args.json)
+        check_length(messages, length, 0 if args.count_tokens else args.max_new_tokens, context)
+        if args.count_tokens:
+            return 0
+
+    model, settings, load_seconds = load_model(args)
+    for item in media if args.verbose or args.chat else ():
+        note(f"{'picture' if item['type'] == 'image' else 'clip':<9} {in_words(item['measured'])}")
+    chat = Chat(model, processor, system, args.add_vision_id, args.max_new_tokens, **sampling_options(args))
+    if args.chat:
+        chat_loop(chat, content, args)
+        return 0
+    answer(chat, content, args)
+
+    raw, pictures = processor.decode(chat.report["ids"]), [item for item in media if item["type"] == "image"]
+    last = pictures[-1]["image"] if pictures else None  # where boxes belong
+    boxes = parse_boxes(raw, last.width, last.height) if pictures else []
+    for box in boxes:
+        note(f"box       {box.name}: ({box.x1:.0f}, {box.y1:.0f}) to ({box.x2:.0f}, {box.y2:.0f}) pixels")
+    if args.boxes and boxes:
+        draw_boxes(last, boxes).save(args.boxes)
+        note(f"Wrote {args.boxes}.")
+    elif args.boxes:
+        note(f"The answer has no box, so {args.boxes} was not written.")
+    if args.json:
+        text = processor.decode(chat.report.pop("ids"), skip_special_tokens=True)
+        report = {"answer": text, "raw": raw, "boxes": [asdict(box) for box in boxes], **measures(media)}
+        report |= chat.report | {"settings": settings}
+        report["tokens"]["context"], report["seconds"]["load"] = context, load_seconds
+        print(json.dumps(report, ensure_ascii=False), flush=True)
+    return 0

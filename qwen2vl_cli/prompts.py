@@ -1,0 +1,92 @@
+"""Prompts from the command line and the keyboard → the content of messages."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from contextlib import suppress
+
+from PIL import Image, UnidentifiedImageError
+
+from qwen2vl_cli.costs import open_media
+from qwen2vl_cli.terminal import note
+from qwen2vl_io.pictures import FORMATS
+from qwen2vl_io.sentences import shorten
+from qwen2vl_mini import Qwen2VLProcessor
+
+PICTURE_PROMPT = "Describe this image."
+VIDEO_PROMPT, BUNDLED_VIDEO_PROMPT = "Describe this video.", "What happens?"  # the latter is what "tiny" was taught
+CLIPS = ("fps", "nframes", "video_start", "video_end")
+MENTION = re.compile(r'(?<![^\s(])@(?:"([^"\n]+)"|(\S+))')  # not the @ of an e-mail address
+MEDIA_NAME = re.compile(r"\.(png|jpe?g|webp|gif|bmp|tiff?|mp4|mov|mkv|webm|avi|m4v)$", re.IGNORECASE)
+
+
+def text_of(text: str) -> str:
+    """The text as it is; "-" stands for all of stdin."""
+    try:
+        text = sys.stdin.read().rstrip("\n") if text == "-" else text
+        text.encode()
+    except UnicodeError:
+        raise ValueError("The prompt is not UTF-8 text; convert it first.") from None
+    return text
+
+
+def kind_of_file(path: str) -> str:
+    """'image' or 'video', by the content: an animation is a clip, and so is all that is no picture."""
+    try:
+        with Image.open(path, formats=FORMATS) as picture:
+            return "video" if getattr(picture, "is_animated", False) else "image"
+    except UnidentifiedImageError:
+        return "image" if re.search(r"\.(png|jpe?g|webp|bmp|tiff?)$", path, re.IGNORECASE) else "video"
+    except Exception:  # a damaged picture: loading it will say so
+        return "image"
+
+
+def with_files(text: str) -> list[dict]:
+    """A prompt → items of a message, in which each @path (or @"path") of an existing file has become that file."""
+    items, end = [], 0
+    for match in MENTION.finditer(text):
+        names = [match[1]] if match[1] else [match[2], match[2].rstrip(".,;:!?)'\"")]  # "@a.png?" may end a question
+        for name in names:
+            path = os.path.expanduser(name)
+            with suppress(OSError, ValueError):  # no name of a file at all
+                if os.path.isfile(path):
+                    kind = kind_of_file(path)
+                    items.append({"type": "text", "text": text[end : match.start()].strip()})
+                    items.append({"type": kind, kind: path})
+                    end = match.end() if match[1] else match.start() + 1 + len(name)
+                    break
+        else:
+            if MEDIA_NAME.search(names[-1]):
+                note(f"There is no file {shorten(names[-1])}, so @{shorten(names[-1])} stays text.")
+    items.append({"type": "text", "text": text[end:].strip() if items else text})
+    return [item for item in items if item.get("text") != ""] or items[:1]
+
+
+def clip_options(args: argparse.Namespace) -> dict:
+    """--fps, --nframes, --video-start and --video-end, as far as they are given."""
+    return {key: value for key in CLIPS if (value := getattr(args, key)) is not None}
+
+
+def read_content(args: argparse.Namespace, processor: Qwen2VLProcessor, context: int) -> list[dict]:
+    """The command line's pictures, clips and prompts → the content of a message, its media open."""
+    items = []
+    for kind, value in args.content:
+        if kind == "prompt":
+            text = text_of(value)
+            # what comes through a pipe may be anybody's words: they attach no files
+            items += [{"type": "text", "text": text}] if value == "-" else with_files(text)
+        else:
+            items.append({"type": kind, kind: value})
+    kinds = {item["type"] for item in items}
+    if clip_options(args) and "video" not in kinds and not args.chat:
+        raise ValueError("--fps, --nframes, --video-start and --video-end are about clips; add --video.")
+    if kinds == {"text"} and not "".join(item["text"] for item in items).strip():
+        raise ValueError("The prompt is empty; write a question or add --image.")
+    content = open_media(items, processor, context, clip_options(args))
+    if "text" not in kinds and not args.chat:
+        video_prompt = BUNDLED_VIDEO_PROMPT if args.model in (None, "tiny") else VIDEO_PROMPT
+        content.append({"type": "text", "text": video_prompt if "video" in kinds else PICTURE_PROMPT})
+    return content

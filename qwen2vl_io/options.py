@@ -1,0 +1,216 @@
+"""Which options the calls of processor and model take, and one sentence with the way out for each that they do not."""
+
+from __future__ import annotations
+
+import functools
+from difflib import get_close_matches
+
+import numpy as np
+import torch
+
+from qwen2vl_io.sentences import shown
+
+# ── Options of the processor ────────────────────────────────────────────────────────────────────────────────────────
+
+MEDIA_OPTIONS = {
+    **dict.fromkeys(("min_pixels", "max_pixels", "total_pixels", "resized_height", "resized_width"), "a whole number"),
+    **dict.fromkeys(("nframes", "min_frames", "max_frames"), "a whole number"),
+    **dict.fromkeys(("fps", "video_start", "video_end"), "a number"),
+}
+VIDEO_OPTIONS = ("fps", "nframes", "video_start", "video_end", "min_frames", "max_frames")  # of load_video
+FOR_KIND = {"image": "images_kwargs", "video": "videos_kwargs"}
+NESTED = (*FOR_KIND.values(), "processor_kwargs", "text_kwargs", "common_kwargs")  # dicts that official calls take
+TEXT_OPTIONS = ("padding", "return_tensors", "return_mm_token_type_ids")
+SAME = {"video_fps": "fps", "num_frames": "nframes"}  # the official calls' other names
+# What the official calls take and we do otherwise or not at all: the values that ask for nothing, and why not others.
+REFUSED = {
+    "truncation": ((False, None, "do_not_truncate"), "a cut prompt would cut pictures; lower max_pixels instead"),
+    "max_length": ((None,), "batches are as long as their longest prompt"),
+    "pad_to_multiple_of": ((None,), "batches are as long as their longest prompt"),
+    "padding_side": ((None, "left"), "new tokens follow the prompt, so it is padded on its left"),
+    "add_special_tokens": ((None, True, False), "Qwen2's tokenizer adds none anyway"),
+    "return_attention_mask": ((None, True), "the mask is always there; leave it out yourself"),
+    "return_token_type_ids": ((None, False), "Qwen2-VL has none; return_mm_token_type_ids tells pictures from words"),
+    "return_assistant_tokens_mask": ((None, False), "the template marks no answers"),
+    "return_metadata": ((None, False), "media_loader.load_video tells frames and time stamps"),
+    "continue_final_message": ((None, False), "write the open answer behind the rendered prompt and tokenize that"),
+    "tools": ((None, []), "Qwen2-VL's own template has no place for tools; describe them in the system message"),
+    "documents": ((None, []), "Qwen2-VL's own template has no place for documents; put them into the text"),
+    "chat_template": ((None,), "the template is Qwen2-VL's own; render another one yourself for processor(text=…)"),
+    "load_audio_from_video": ((None, False), "Qwen2-VL does not hear"),
+    "sanitize_control_tokens": ((None, True, False), "what a user typed is always plain text here"),
+    "do_resize": ((None, True), "sizes must be multiples of 28; resized_height and resized_width set them"),
+    "do_rescale": ((None, True), "pass whole bytes, or fractions from 0 to 1"),
+    "do_normalize": ((None, True), "the tower was trained on normalised pixels"),
+    "do_convert_rgb": ((None, True), "the tower knows RGB only"),
+    "do_sample_frames": ((None, True), "nframes tells how many frames are taken"),
+    "size": ((None,), "say min_pixels and max_pixels, which are the same areas"),
+    "device": ((None, "cpu"), "move the inputs with .to(device)"),
+    "data_format": ((None, "channels_first"), "patches have one layout only"),
+    "input_data_format": ((None,), "arrays are (height, width, 3), tensors (3, height, width)"),
+}
+PADDING = (True, False, "longest", "do_not_pad")
+
+
+def call_options(asked: dict, text: bool = True) -> dict:
+    """The options of a processor's call under our names, without those that ask for nothing.
+
+    `text`: whether the call makes ids, too. The official nested dicts count like their contents, but those for one kind
+    of media stay apart.
+    """
+    flat, apart = {}, {}
+    for name, value in asked.items():
+        if name in NESTED:
+            if not isinstance(value, dict | None):
+                raise ValueError(f"{name}={shown(value)} should be a dict of options.")
+            inner = call_options(value or {}, text)
+            apart |= {kind: inner.pop(kind) for kind in FOR_KIND.values() if kind in inner}
+            if name in FOR_KIND.values():
+                apart[name] = inner
+            else:
+                flat |= inner
+        else:
+            flat[SAME.get(name, name)] = value
+    known = (*MEDIA_OPTIONS, *(TEXT_OPTIONS if text else ("return_tensors",)))
+    options = {}
+    for name, value in flat.items():
+        if name in REFUSED:
+            allowed, reason = REFUSED[name]
+            if not any(value is one or (isinstance(value, type(one)) and value == one) for one in allowed):
+                raise ValueError(f"{name}={shown(value)} is not supported: {reason}.")
+        elif name not in known:
+            close = get_close_matches(name[:100], [*known, *SAME], 1)
+            hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}."
+            raise ValueError(f"The option {shown(name)} is unknown; {hint}")
+        elif value is not None:
+            options[name] = value
+    padding, tensors = options.get("padding", True), options.get("return_tensors", "pt")
+    if not isinstance(padding, bool | str) or padding not in PADDING:
+        raise ValueError(f"padding={shown(padding)} is not supported: batches are as long as their longest row.")
+    if not isinstance(tensors, str) or tensors != "pt":
+        raise ValueError(f"return_tensors={shown(tensors)} is not supported; use 'pt', torch tensors.")
+    check_numbers(options)
+    return options | apart
+
+
+def is_number(value, kind: type, smallest: float, largest: float) -> bool:
+    """Whether a value is a number of that kind (int or float) within the limits; NaN and booleans never are."""
+    if isinstance(value, bool | np.bool_):
+        return False
+    whole = isinstance(value, int | np.integer)
+    right_kind = whole or (kind is float and isinstance(value, float | np.floating))
+    return bool(right_kind and smallest <= value <= largest)
+
+
+def check_numbers(options: dict) -> None:
+    """Limits and frame numbers, of a call or of a message's item, must be numbers above zero (times may be zero)."""
+    largest = 2**31  # far beyond all that makes sense, and still a number to every library
+    for name, kind in MEDIA_OPTIONS.items():
+        value = options.get(name)
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        right = whole or (kind == "a number" and isinstance(value, float | np.floating) and np.isfinite(value))
+        if value is None or (right and value == 0 and name.startswith("video_")):
+            continue
+        if not right or value <= 0 or (value >= largest and name != "max_pixels"):  # "no limit" may be as large
+            raise ValueError(f"{name}={shown(value)} should be {kind} above zero and below {largest}.")
+    if (options.get("resized_height") is None) != (options.get("resized_width") is None):
+        raise ValueError("resized_height and resized_width go together: give both or none.")
+
+
+def check_image_processor(processor) -> None:
+    """The fields of a Qwen2VLImageProcessor, which may come from anybody's preprocessor_config.json."""
+    for name, value in vars(processor).items():
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if name.endswith("_pixels") and not (whole and 0 < value < 2**63):
+            raise ValueError(f"preprocessor_config: {name}={shown(value)} should be a whole number above zero.")
+        if name.endswith("_size") and not (whole and 0 < value <= 100):
+            raise ValueError(f"preprocessor_config: {name}={shown(value)} should be a whole number from 1 to 100.")
+        if name in ("image_mean", "image_std"):
+            three = list(value) if isinstance(value, list | tuple) and len(value) == 3 else [None]
+            right = all(isinstance(x, float | int) and abs(x) < 1e6 for x in three)  # nor is NaN below it
+            if not right or (name == "image_std" and min(three) <= 0):
+                raise ValueError(f"preprocessor_config: {name}={shown(value)} should be three numbers, one a colour.")
+    if processor.resample not in ("pillow", "torch"):
+        raise ValueError(f"resample={shown(processor.resample)} is unknown; use 'pillow' or 'torch'.")
+
+
+# ── Options of the model ────────────────────────────────────────────────────────────────────────────────────────────
+
+GENERATION = {  # what the official generate takes besides our own, and the values that change nothing here
+    "use_cache": (None, True),
+    "num_beams": (None, 1),
+    "num_return_sequences": (None, 1),
+    "return_dict_in_generate": (None, False),
+    "output_scores": (None, False),
+    "synced_gpus": (None, False),
+    "streamer": (None,),
+    "max_length": (None,),
+    "min_new_tokens": (None,),
+    "generation_config": (None,),
+    "stopping_criteria": (None, []),
+    "logits_processor": (None, []),
+}
+MODEL_INPUTS = (
+    *("attention_mask", "position_ids", "pixel_values", "pixel_values_videos", "image_grid_thw", "video_grid_thw"),
+    "mm_token_type_ids",
+)
+
+
+def renamed(**names: str):
+    """Decorator: keywords that transformers has renamed are taken under their earlier names, too (old=new)."""
+
+    def decorate(function):
+        @functools.wraps(function)
+        def call(*args, **options):
+            for old, new in names.items():
+                if old in options and new in options:
+                    raise ValueError(f"{old} is the earlier name of {new}; give one of the two.")
+                if old in options:
+                    options[new] = options.pop(old)
+            return function(*args, **options)
+
+        return call
+
+    return decorate
+
+
+def generation_inputs(asked: dict) -> dict:
+    """The model's inputs among what a call of `generate` was given; other official options are refused by name."""
+    for name, value in asked.items():
+        if name not in MODEL_INPUTS and not any(value is one or value == one for one in GENERATION.get(name, ())):
+            known = "max_new_tokens, eos_token_id, suppress_tokens, seed, cache, do_sample, temperature, top_p"
+            known += ", top_k, repetition_penalty and the processor's output"
+            raise ValueError(f"generate({name}={shown(value)}) is not supported; it takes {known}.")
+    return {name: value for name, value in asked.items() if name in MODEL_INPUTS}
+
+
+NEUTRAL = {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
+
+
+def sampling_settings(generation_config: dict, **asked) -> dict:
+    """The settings in force: what is asked for (not None), else the checkpoint's, else neutral values.
+
+    Who names a temperature, top_p or top_k wants to sample. Then the checkpoint's values for the three are left out:
+    the released generation_config.json has top_k 1, which makes any temperature do nothing. Raises ValueError.
+    """
+    asked = {name: value for name, value in asked.items() if value is not None}
+    if any(name in asked for name in ("temperature", "top_p", "top_k")):
+        asked.setdefault("do_sample", asked.get("temperature") != 0)
+    kept = ("repetition_penalty",) if asked.get("do_sample") else tuple(NEUTRAL)
+    settings = NEUTRAL | {name: value for name, value in generation_config.items() if name in kept} | asked
+    if settings["temperature"] < 0 or not 0 < settings["top_p"] <= 1 or settings["top_k"] < 0:
+        raise ValueError("Sampling needs temperature ≥ 0, 0 < top_p ≤ 1 and top_k ≥ 0.")
+    if settings["repetition_penalty"] <= 0:
+        raise ValueError("repetition_penalty must be above 0 (1 changes nothing).")
+    if settings["temperature"] < 1e-5 or settings["top_k"] == 1 or not settings["do_sample"]:
+        settings |= {"do_sample": False, "temperature": 0.0, "top_p": 1.0, "top_k": 1}  # all of these mean: greedy
+    return settings
+
+
+def flash_problem(device: str, dtype: torch.dtype, head_dim: int) -> str | None:
+    """Why the flash kernel cannot run this attention; None if it can. (On CPU, PyTorch's own flash kernel is meant.)"""
+    fits = device == "cuda" and dtype in (torch.float16, torch.bfloat16) and head_dim % 8 == 0 and head_dim <= 256
+    if fits or device == "cpu":
+        return None
+    wanted = "cuda, float16 or bfloat16, and a head_dim that is a multiple of 8 up to 256"
+    return f"it needs {wanted}; here are {device}, {dtype}, {head_dim}".replace("torch.", "")
