@@ -17,6 +17,7 @@ import threading
 import time
 import tracemalloc
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -374,7 +375,7 @@ def test_the_environment_variable_allows_private_hosts():
     for value, allowed in ("1", "True"), ("0", "False"), ("", "False"):
         run = subprocess.run(
             [sys.executable, "-c", "from qwen2vl_io import urls; print(urls.ALLOW_PRIVATE)"],
-            cwd=os.path.dirname(urls.__file__),
+            cwd=Path(urls.__file__).parent.parent,
             env={**os.environ, "QWEN2VL_ALLOW_PRIVATE_URLS": value},
             capture_output=True,
             text=True,

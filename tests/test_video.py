@@ -285,9 +285,9 @@ def test_every_source_gives_the_same(tmp_path):
     expected = list(load_video(path).frames())
     encoded = base64.b64encode(clip()).decode()
     uri = f"data:video/mp4;base64,{encoded}"
-    sources = [str(path), path.as_uri(), clip(), bytearray(clip()), memoryview(clip()), uri]
-    sources.append(sources.item_source({"type": "video", "base64": encoded}))
-    for source in sources:
+    given = [str(path), path.as_uri(), clip(), bytearray(clip()), memoryview(clip()), uri]
+    given.append(sources.item_source({"type": "video", "base64": encoded}))
+    for source in given:
         assert all(map(np.array_equal, load_video(source).frames(), expected)), source[:50]
 
 

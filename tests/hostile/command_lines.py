@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 
-import command_line
+from qwen2vl_cli import __main__ as command_line
 from tests.hostile.cases import Case
 from tests.hostile.checkpoints import checkpoint, edited
 from tests.hostile.injections import INJECTIONS

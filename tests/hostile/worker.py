@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-import command_line
+from qwen2vl_cli import __main__ as command_line
 from tests.hostile.cases import Case, Outcome
 from tests.hostile.checkpoints import sound_checkpoint
 from tests.hostile.collection import corpus
