@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from qwen2vl_io import sources, urls
+from qwen2vl_io import sources
+from qwen2vl_io import urls as fetcher
 from tests.hostile.cases import Case
 from tests.hostile.server import server
 from tests.hostile.ways_in import NO_PICTURE, NO_VIDEO, given, see_clip, see_picture
@@ -148,10 +149,10 @@ def url(
 def see_url(url: str, use: Callable, allow_private: bool = False) -> str:
     """Fetch and see a picture or clip, with one second for the download instead of 30 and more."""
     url = url.replace("PORT", str(server()))
-    usual = sources.IMAGE_SECONDS, sources.VIDEO_SECONDS, urls.ALLOW_PRIVATE
+    usual = sources.IMAGE_SECONDS, sources.VIDEO_SECONDS, fetcher.ALLOW_PRIVATE
     sources.IMAGE_SECONDS = sources.VIDEO_SECONDS = 1
-    urls.ALLOW_PRIVATE = allow_private
+    fetcher.ALLOW_PRIVATE = allow_private
     try:
         return use(url)
     finally:
-        sources.IMAGE_SECONDS, sources.VIDEO_SECONDS, urls.ALLOW_PRIVATE = usual
+        sources.IMAGE_SECONDS, sources.VIDEO_SECONDS, fetcher.ALLOW_PRIVATE = usual
