@@ -1,14 +1,15 @@
 """Qwen2-VL from scratch, in one file: pixels → patches → vision tower → merger → M-RoPE → decoder → text.
 
-Read it from top to bottom; each section opens with the paper's section or the official file it answers to.
+Read it from top to bottom. Each section opens with what comes in, what goes out, and where the paper and the
+official code say the same:
   paper     Wang et al. 2024, "Qwen2-VL", https://arxiv.org/abs/2409.12191
   official  https://github.com/huggingface/transformers/tree/main/src/transformers/models/qwen2_vl
 
-One letter a dimension, everywhere in this file:
-  B  rows of a batch (prompts)            N  patches of 14×14 pixels, all pictures of a call one after the other
-  S  tokens of a sequence                 M  merged patches = visual tokens, N / 4 (28×28 pixels each)
-  Q  tokens that ask (queries), Q ≤ S     L  patches of one attention segment (one picture, or one pair of frames)
-  C  channels of a hidden state           T  frames;  t, h, w  the patch grid of a picture: frame pairs, rows, columns
+One letter stands for one dimension, everywhere in this file:
+  B  rows of a batch (prompts)            N  patches of 14×14 pixels, of all pictures of a call
+  S  tokens of a sequence                 M  merged patches = visual tokens, N / 4 (28×28 pixels)
+  Q  queries, the tokens of a call, ≤ S   L  patches of one attention segment (a picture, or a pair of frames)
+  C  channels of a hidden state           T  frames;  t, h, w  the patch grid: frame pairs, rows, columns
   H  attention heads, Hkv of keys/values  D  channels of one head (head_dim)
   V  vocabulary                           G  query heads that share one key/value head, H / Hkv
 
@@ -17,23 +18,19 @@ Run it:  python qwen2vl_mini.py --image assets/scene.png --prompt "Describe this
 
 from __future__ import annotations
 
-import sys
-
-if __name__ == "__main__":  # first, because importing torch takes seconds: --help need not wait, nor Ctrl-C
+if __name__ == "__main__":  # the command line; it starts before torch, whose import takes seconds
     from qwen2vl_cli.__main__ import main
 
-    sys.exit(main())
+    raise SystemExit(main())
 
 import math
 import re
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import groupby, islice
+from itertools import groupby, islice, product
 from pathlib import Path
 
 import numpy as np
-import tokenizers
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -42,16 +39,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 
 import weights_loader
-from qwen2vl_io import messages
-from qwen2vl_io import options as call_options_module
-from qwen2vl_io.boxes import draw_boxes, parse_boxes  # noqa: F401  (to be found here, like the next one)
-from qwen2vl_io.messages import BatchFeature, media_kind, process_vision_info  # noqa: F401
-from qwen2vl_io.pictures import load_image
-from qwen2vl_io.sources import item_source
-from qwen2vl_io.videos import load_video
+from qwen2vl_io import messages, options
+from qwen2vl_io.boxes import draw_boxes, parse_boxes  # noqa: F401  (users import these two from here)
+from qwen2vl_io.messages import BatchFeature, MediaReader, media_kind, process_vision_info  # noqa: F401
 
-# ── 1 · Configurations ────────────────────────────────────────────────────────────────────────────────────────────
-# Official: configuration_qwen2_vl.py. The defaults are the 2B model; the table of all sizes is in the paper, section 2.
+# ── 1 · Configurations ──────────────────────────────────────────────────────────────────────────────────────
+# In: the numbers of a checkpoint's config.json. Out: three dataclasses, one for each half of the model and
+# one for both. The defaults are those of the 2B model; table 1 of the paper lists all sizes. Official:
+# configuration_qwen2_vl.py.
 
 
 @dataclass
@@ -62,7 +57,7 @@ class Qwen2VLVisionConfig:
     embed_dim: int = 1280  # C of the tower
     num_heads: int = 16
     mlp_ratio: float = 4
-    hidden_size: int = 1536  # C of the *decoder*: what the merger's last layer puts out
+    hidden_size: int = 1536  # C of the *decoder*: the width of the merger's output
     patch_size: int = 14  # pixels
     temporal_patch_size: int = 2  # frames
     spatial_merge_size: int = 2  # 2×2 patches become one token: 28×28 pixels
@@ -80,7 +75,7 @@ class Qwen2VLTextConfig:
     num_key_value_heads: int = 2
     rms_norm_eps: float = 1e-6
     rope_theta: float = 1e6
-    mrope_section: list[int] | None = field(default_factory=lambda: [16, 24, 24])  # pairs that turn with t, h, w
+    mrope_section: list[int] | None = field(default_factory=lambda: [16, 24, 24])  # rotary pairs for t, h, w
     max_position_embeddings: int = 32768
     tie_word_embeddings: bool = True  # the output matrix is the input embedding
 
@@ -102,20 +97,29 @@ class Qwen2VLConfig:
 
     @classmethod
     def from_dict(cls, content: dict) -> Qwen2VLConfig:
-        """From the content of a config.json, in the released flat layout or the newer nested one."""
-        inner, fields = weights_loader.inner_dict, weights_loader.config_fields
-        text, vision = content | inner(content, "text_config"), inner(content, "vision_config")
+        """From the content of a config.json.
+
+        Released files are *flat*: the decoder's numbers stand at the root. Newer ones nest them in
+        `text_config`. `weights_loader` refuses numbers that no model can be built with.
+        """
+        inner = weights_loader.inner_dict  # an object in an object; empty where there is none
+        text = content | inner(content, "text_config")
         rope = inner(text, "rope_scaling") | inner(text, "rope_parameters")
         weights_loader.check_kind(content, rope.get("rope_type", rope.get("type", "default")))
-        # M-RoPE goes by the presence of `mrope_section`, never by a type name: the name changed between releases.
+
+        # M-RoPE goes by the presence of `mrope_section`, never by a type name, which changed between
+        # releases.
         text["mrope_section"] = rope.get("mrope_section")
         text["rope_theta"] = rope.get("rope_theta", text.get("rope_theta", 1e6))
-        text["tie_word_embeddings"] = bool(content.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
-        config = cls(
-            Qwen2VLTextConfig(**fields(Qwen2VLTextConfig, text)),
-            Qwen2VLVisionConfig(**fields(Qwen2VLVisionConfig, vision, "vision_config.")),
-            **fields(cls, {name: value for name, value in content.items() if name.endswith("_id")}),
-        )
+        tied = content.get("tie_word_embeddings") or text.get("tie_word_embeddings")
+        text["tie_word_embeddings"] = bool(tied)
+        vision = inner(content, "vision_config")
+        token_ids = {name: value for name, value in content.items() if name.endswith("_id")}
+
+        fields = weights_loader.config_fields  # those of a class, each number checked
+        text_config = Qwen2VLTextConfig(**fields(Qwen2VLTextConfig, text))
+        vision_config = Qwen2VLVisionConfig(**fields(Qwen2VLVisionConfig, vision, "vision_config."))
+        config = cls(text_config, vision_config, **fields(cls, token_ids))
         weights_loader.check_config(config)
         return config
 
@@ -129,27 +133,31 @@ class Qwen2VLConfig:
         return weights_loader.config_to_dict(self)
 
 
-# ── 2 · Pixels → patches ──────────────────────────────────────────────────────────────────────────────────────────
-# Paper 2.1 "Naive Dynamic Resolution". Official: image_processing_pil_qwen2_vl.py, image_processing_qwen2_vl.py;
-# the rounding rules are those of qwen-vl-utils' vision_process.py.
+# ── 2 · Pixels → patches ────────────────────────────────────────────────────────────────────────────────────
+# In: pictures of any size. Out: rows of 1176 numbers, one a patch, and the grid (t, h, w) they came from. A
+# picture keeps its shape and costs as many tokens as it has cells of 28×28 pixels: naive dynamic resolution.
+# Three functions lead there; call them one after the other and print what each gives:
+#     size = smart_resize(image.height, image.width)        # 1: (height, width), multiples of 28
+#     pixels = image_processor.pixels_of(image, size)       # 2: (3, height, width), resized and normalised
+#     patches, grid = patchify(pixels[None])                # 3: (N, 1176) and (t, h, w)
+# Paper 2.1. Official: image_processing_pil_qwen2_vl.py and image_processing_qwen2_vl.py; the rounding rules
+# come from qwen-vl-utils' vision_process.py.
 
-MIN_PIXELS, MAX_PIXELS = 4 * 28 * 28, 1280 * 28 * 28  # pixels; defaults when a checkpoint says nothing
-MAX_RATIO, MAX_AREA = 200, 2**26  # longer side / shorter side; pixels, more than twice as many as fit the context
+MIN_PIXELS = 4 * 28 * 28  # the defaults when a checkpoint says nothing
+MAX_PIXELS = 1280 * 28 * 28
 
 
 def smart_resize(
     height: int, width: int, factor: int = 28, min_pixels: int = MIN_PIXELS, max_pixels: int = MAX_PIXELS
 ) -> tuple[int, int]:
-    """The size a picture is resized to: sides are multiples of `factor`, the area within the limits, the shape kept."""
-    if min(height, width) < 1:
-        raise ValueError(f"A picture of {width}×{height} pixels has nothing in it.")
-    if min_pixels > max_pixels:
-        raise ValueError(f"min_pixels ({min_pixels}) is larger than max_pixels ({max_pixels}); swap or lower it.")
-    if max(height, width) / min(height, width) > MAX_RATIO:
-        raise ValueError(f"A picture of {width}×{height} pixels is longer than {MAX_RATIO}:1; crop it first.")
+    """The size to resize a picture to: both sides multiples of `factor`, the area within the limits."""
+    options.check_sizes(height, width, min_pixels, max_pixels)  # no side of 0, no shape longer than 200:1
+
     # Python's round() goes to the even neighbour (70 / 28 = 2.5 → 2), C's does not: other ports differ here.
     new_height = max(factor, round(height / factor) * factor)
     new_width = max(factor, round(width / factor) * factor)
+
+    # Too large or too small an area: scale both sides by the same number, so that the shape is kept.
     if new_height * new_width > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)
         new_height = max(factor, math.floor(height / shrink / factor) * factor)
@@ -158,8 +166,8 @@ def smart_resize(
         grow = math.sqrt(min_pixels / (height * width))
         new_height = math.ceil(height * grow / factor) * factor
         new_width = math.ceil(width * grow / factor) * factor
-    if new_height * new_width > MAX_AREA:
-        raise ValueError(f"{new_width}×{new_height} pixels do not fit a context of tokens; lower min_ and max_pixels.")
+
+    options.check_area(new_height, new_width)
     return new_height, new_width
 
 
@@ -168,36 +176,50 @@ def patchify(
 ) -> tuple[Tensor, tuple[int, int, int]]:
     """Frames (T, 3, height, width) → patches (N, 1176) and their grid (t, h, w), N = t·h·w.
 
-    A patch is 2 frames × 14 × 14 pixels × 3 colours = 1176 numbers. The four patches of a 2×2 window stand next to
-    each other, so that the merger can later join them by a plain reshape. A last odd frame is repeated; a still
-    picture is one frame, seen twice.
+    A patch is 2 frames × 14 × 14 pixels × 3 colours = 1176 numbers. The four patches of a 2×2 window stand
+    next to each other, so that the merger can later join them by a plain reshape. A last odd frame is
+    repeated; a still picture is one frame, seen twice.
     """
-    f, p, m = temporal_patch_size, patch_size, merge_size
-    if missing := -len(frames) % f:
-        frames = torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)])
+    missing = -len(frames) % temporal_patch_size
+    if missing:
+        repeated = frames[-1:].expand(missing, -1, -1, -1)
+        frames = torch.cat([frames, repeated])
+
     T, channels, height, width = frames.shape
-    t, h, w = T // f, height // p, width // p
-    # every axis is split into (which patch, where inside it), the two spatial ones by window as well
-    x = frames.reshape(t, f, channels, h // m, m, p, w // m, m, p)
+    t = T // temporal_patch_size
+    h = height // patch_size
+    w = width // patch_size
+
+    # Every axis is split into (which patch, where inside the patch); rows and columns are split by window
+    # too.
+    down = (h // merge_size, merge_size, patch_size)
+    across = (w // merge_size, merge_size, patch_size)
+    x = frames.reshape(t, temporal_patch_size, channels, *down, *across)
     x = x.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)  # (t, h/2, w/2, 2, 2 | 3, 2, 14, 14): which patch | its content
     return x.reshape(t * h * w, -1), (t, h, w)
 
 
-def unpatchify(patches: Tensor, grid: tuple, patch_size=14, temporal_patch_size=2, merge_size=2) -> Tensor:
+def unpatchify(
+    patches: Tensor, grid: tuple, patch_size: int = 14, temporal_patch_size: int = 2, merge_size: int = 2
+) -> Tensor:
     """The inverse of `patchify`: patches (N, 1176) → frames (T, 3, height, width)."""
-    (t, h, w), f, p, m = grid, temporal_patch_size, patch_size, merge_size
-    x = patches.reshape(t, h // m, w // m, m, m, -1, f, p, p)
+    t, h, w = grid
+    which = (t, h // merge_size, w // merge_size, merge_size, merge_size)
+    content = (-1, temporal_patch_size, patch_size, patch_size)
+    x = patches.reshape(*which, *content)  # (t, h/2, w/2, 2, 2 | 3, 2, 14, 14)
     x = x.permute(0, 6, 5, 1, 3, 7, 2, 4, 8)  # (t, 2, 3, h/2, 2, 14, w/2, 2, 14)
-    return x.reshape(t * f, -1, h * p, w * p)
+    return x.reshape(t * temporal_patch_size, -1, h * patch_size, w * patch_size)
 
 
 @dataclass
-class Qwen2VLImageProcessor:
+class Qwen2VLImageProcessor(MediaReader):
     """Pictures and clips → the rows of `pixel_values`, each at its own size.
 
-    `min_pixels` and `max_pixels` limit the *area* of a picture in pixels; one token is 28×28 of them. A clip has its
-    own limits for a frame, and one for all its frames together. `resample`, of pictures, is "pillow" (bit-equal to
-    transformers' PIL processor and qwen-vl-utils) or "torch" (bit-equal to its torchvision processor).
+    `min_pixels` and `max_pixels` limit the *area* of a picture in pixels; one token is 28×28 of them. A clip
+    has its own limits for a frame, and one for all its frames together. `resample`, of pictures, is "pillow"
+    (equal to transformers' PIL processor and qwen-vl-utils to the bit) or "torch" (to its torchvision
+    processor). `preprocess` and `media_patches`, which find and open the pictures of a call, are those of
+    `MediaReader`.
     """
 
     min_pixels: int = MIN_PIXELS
@@ -212,12 +234,9 @@ class Qwen2VLImageProcessor:
     video_max_pixels: int = 768 * 28 * 28
     video_total_pixels: int = 24576 * 28 * 28  # of a clip, a pair of frames counted once
 
-    def __post_init__(self):
-        call_options_module.check_image_processor(self)
-
     @classmethod
     def from_pretrained(cls, name: str | Path, **overrides) -> Qwen2VLImageProcessor:
-        """From a checkpoint's preprocessor_config.json; `overrides` (for example `max_pixels`) win over the file."""
+        """From a checkpoint's preprocessor_config.json; `overrides` (`max_pixels`, say) win over it."""
         return cls(**weights_loader.processor_options(name, cls, overrides))
 
     def to_dict(self) -> dict:
@@ -226,21 +245,23 @@ class Qwen2VLImageProcessor:
 
     def target_size(self, height: int, width: int, min_pixels=None, max_pixels=None) -> tuple[int, int]:
         """The (height, width) in pixels at which the tower will see a picture."""
-        factor = self.patch_size * self.merge_size
-        return smart_resize(height, width, factor, min_pixels or self.min_pixels, max_pixels or self.max_pixels)
+        cell = self.patch_size * self.merge_size  # pixels along one side of a token
+        return smart_resize(height, width, cell, min_pixels or self.min_pixels, max_pixels or self.max_pixels)
 
     def frame_size(
         self, num_frames: int, height: int, width: int, min_pixels=None, max_pixels=None, total_pixels=None
     ) -> tuple[int, int]:
         """The same for the frames of a clip: the more there are, the smaller each (qwen-vl-utils' rule)."""
-        low, total = min_pixels or self.video_min_pixels, total_pixels or self.video_total_pixels
-        share = max(min(self.video_max_pixels, total / num_frames * self.temporal_patch_size), int(1.05 * low))
-        return self.target_size(height, width, low, max_pixels or share)
+        min_pixels = min_pixels or self.video_min_pixels
+        total_pixels = total_pixels or self.video_total_pixels
+        share = total_pixels / num_frames * self.temporal_patch_size  # of one frame
+        limit = max(min(self.video_max_pixels, share), int(1.05 * min_pixels))
+        return self.target_size(height, width, min_pixels, max_pixels or limit)
 
     def num_tokens(self, num_frames: int, height: int, width: int) -> int:
-        """The visual tokens of frames that already have the size at which the tower sees them; a picture is one."""
-        pairs = math.ceil(num_frames / self.temporal_patch_size)
-        return pairs * height * width // (self.patch_size * self.merge_size) ** 2
+        """The visual tokens of frames that already have the tower's size; a picture is one frame."""
+        frame_pairs = math.ceil(num_frames / self.temporal_patch_size)
+        return frame_pairs * height * width // (self.patch_size * self.merge_size) ** 2
 
     def num_image_tokens(self, height: int, width: int, min_pixels=None, max_pixels=None) -> int:
         """What a picture costs in tokens, without touching a pixel (its two vision markers not counted)."""
@@ -250,54 +271,30 @@ class Qwen2VLImageProcessor:
         """What a clip costs: a pair of frames, or a last single one, as much as a picture of their size."""
         return self.num_tokens(num_frames, *self.frame_size(num_frames, height, width, **limits))
 
-    def preprocess(self, images=None, videos=None, **options) -> BatchFeature:
-        """Pictures (one or a list) → `pixel_values` (N, 1176) float32 and `image_grid_thw` (pictures, 3).
-
-        Clips (one or a list) → `pixel_values_videos` and `video_grid_thw`. `options` as for `apply_chat_template`.
-        """
-        images, videos = messages.as_list(images), [videos] if messages.is_clip(videos) else messages.as_list(videos)
-        items = messages.as_items("image", images) + messages.as_items("video", videos)
-        return self.collect(items, call_options_module.call_options(options, text=False))
-
-    __call__ = preprocess
-
-    def collect(self, items: list[dict], options: dict) -> BatchFeature:
-        """Media items of messages → their patches and grids, pictures and clips apart, each in their order."""
-        inputs, names = BatchFeature(), {"image": "pixel_values", "video": "pixel_values_videos"}
-        for kind, pixels in names.items():
-            if found := [item for item in items if media_kind(item) == kind]:
-                patches, grids = zip(*(item.get("patches") or self.media_patches(item, **options) for item in found))
-                inputs |= {pixels: torch.cat(patches), f"{kind}_grid_thw": torch.tensor(grids)}  # (N, 1176), (found, 3)
-        return inputs
-
-    def media_patches(self, item: dict, **options) -> tuple[Tensor, tuple[int, int, int]]:
-        """One media item → patches (N, 1176) and grid (t, h, w). The item's options win over the call's."""
-        size, limits, total, sampling = messages.item_options(item, options)
-        if media_kind(item) == "image":
-            image = load_image(item_source(item))
-            return self.patches_of([image], self.target_size(*(size or (image.height, image.width)), **limits))
-        video = load_video(item_source(item), **sampling)
-        if size:  # asked for: no budget changes it
-            size = self.target_size(*size, **limits)
-        else:
-            size = self.frame_size(video.num_frames, video.height, video.width, **limits, total_pixels=total)
-        return self.patches_of(video.frames(), size, resample="torch")  # clips have no "pillow" way, officially
-
     def patches_of(self, frames: Iterable, size: tuple[int, int], resample: str | None = None):
-        """RGB pictures or frames → their patches at `size` (height, width) and grid. Frames are read pair by pair."""
-        frames, patches = iter(frames), []
-        while pair := list(islice(frames, self.temporal_patch_size)):
-            pixels = torch.stack([self.pixels_of(frame, size, resample or self.resample) for frame in pair])
-            rows, grid = patchify(pixels, self.patch_size, self.temporal_patch_size, self.merge_size)
-            patches.append(rows)  # (h·w, 1176), of pixels (2 or 1, 3, height, width)
-        return torch.cat(patches), (len(patches), *grid[1:])  # (t·h·w, 1176), (t, h, w)
+        """RGB pictures or frames → patches (N, 1176) and grid, at `size` (height, width).
 
-    def pixels_of(self, frame, size: tuple[int, int], resample: str) -> Tensor:
-        """One picture → normalised pixels (3, height, width). It is resized exactly once, here, on whole bytes."""
-        mean, std = torch.tensor(self.image_mean)[:, None, None], torch.tensor(self.image_std)[:, None, None]
-        if resample == "pillow":
-            pixels = np.array(frame.resize((size[1], size[0]), Image.Resampling.BICUBIC))  # (height, width, 3) bytes
-            return (torch.from_numpy(pixels).movedim(2, 0).float() / 255 - mean) / std
+        Frames are read pair by pair, so that a long clip is never in memory as a whole.
+        """
+        frames = iter(frames)
+        patches = []
+        for first in frames:
+            pair = [first, *islice(frames, self.temporal_patch_size - 1)]
+            pixels = torch.stack([self.pixels_of(frame, size, resample) for frame in pair])  # (2, 3, …)
+            rows, (_, h, w) = patchify(pixels, self.patch_size, self.temporal_patch_size, self.merge_size)
+            patches.append(rows)  # (h·w, 1176)
+        return torch.cat(patches), (len(patches), h, w)
+
+    def pixels_of(self, frame, size: tuple[int, int], resample: str | None = None) -> Tensor:
+        """One picture → normalised pixels (3, height, width). It is resized once, here, on whole bytes."""
+        mean = torch.tensor(self.image_mean)[:, None, None]  # (3, 1, 1)
+        std = torch.tensor(self.image_std)[:, None, None]
+
+        if (resample or self.resample) == "pillow":
+            resized = frame.resize(size[::-1], Image.Resampling.BICUBIC)  # Pillow wants (width, height)
+            pixels = torch.from_numpy(np.array(resized)).movedim(2, 0).float()  # (3, height, width)
+            return (pixels / 255 - mean) / std
+
         pixels = torch.from_numpy(np.array(frame)).movedim(2, 0)[None]  # (1, 3, height, width) bytes
         pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True)[0].float()  # (3, height, width)
         # torchvision's processor folds the 1/255 into mean and std instead; the last bit depends on it
@@ -311,25 +308,27 @@ class Qwen2VLImageProcessorFast(Qwen2VLImageProcessor):
     resample: str = "torch"
 
 
-# ── 3 · Words: tokenizer, chat template, processor ────────────────────────────────────────────────────────────────
-# Paper 2.2 and table 1 (the formats). Official: processing_qwen2_vl.py and the checkpoint's chat_template.json.
+# ── 3 · Words: tokenizer, chat template, processor ──────────────────────────────────────────────────────────
+# In: conversations with pictures. Out: the model's inputs, in which each picture is a run of <|image_pad|>
+# placeholders as long as the picture has visual tokens; and, on the way back, ids → text. Paper 2.2 and table
+# 1 (the formats). Official: processing_qwen2_vl.py and the checkpoint's chat_template.json.
 
 
 class Special(str):
-    """A piece of a prompt that *we* wrote as a control token. The same letters typed by a user are a plain str."""
+    """A piece of a prompt that *we* wrote as a control token. The same letters, typed, are a plain str."""
 
 
 class Qwen2VLTokenizer:
-    """Byte-level BPE from a checkpoint's tokenizer.json. A text stays text: control tokens come as `Special` only."""
+    """Byte-level BPE from a checkpoint's tokenizer.json.
+
+    Plain text never becomes a control token; only `Special` pieces do.
+    """
 
     def __init__(self, file: str | Path):
-        file = weights_loader.plain_file(file, weights_loader.MAX_TEXT_BYTES)
-        try:
-            self.bpe = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises bare Exceptions
-            raise ValueError(f"{file} is not a readable tokenizer.json ({error}).") from None
-        self.bpe.encode_special_tokens = True  # "<|im_end|>" in a text is ten characters, not the end of a turn
-        self.special_ids = {t.content: i for i, t in self.bpe.get_added_tokens_decoder().items() if t.special}
+        self.bpe = weights_loader.read_tokenizer(file)
+        self.bpe.encode_special_tokens = True  # a typed "<|im_end|>" is ten characters
+        added = self.bpe.get_added_tokens_decoder()
+        self.special_ids = {token.content: token_id for token_id, token in added.items() if token.special}
         messages.check_control_tokens(file, self.special_ids)
         self.pad_token_id = self.special_ids["<|endoftext|>"]
 
@@ -340,42 +339,87 @@ class Qwen2VLTokenizer:
 
     def encode(self, pieces: list[str] | str) -> list[int]:
         """Pieces → ids. Neighbouring texts are joined first, since BPE may merge across their border."""
+        if isinstance(pieces, str):
+            pieces = [pieces]
+
         ids = []
-        for kind, run in groupby([pieces] if isinstance(pieces, str) else pieces, type):
+        for kind, run in groupby(pieces, type):
             if kind is Special:
                 ids += [self.special_ids[piece] for piece in run]
             else:
                 ids += self.bpe.encode("".join(run), add_special_tokens=False).ids
         return ids
 
-    def decode(self, ids, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool = False) -> str:
-        """Ids → text. (The official call's `clean_up_tokenization_spaces` is accepted; BPE has no use for it.)"""
+    def decode(self, ids, skip_special_tokens=False, clean_up_tokenization_spaces=False) -> str:
+        """Ids → text. (`clean_up_tokenization_spaces` is the official call's; BPE has no use for it.)"""
         return self.bpe.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
 
-    def batch_decode(self, rows, **options) -> list[str]:
+    def batch_decode(self, rows, **how) -> list[str]:
         """One text for each row of ids."""
-        return [self.decode(row, **options) for row in rows]
+        return [self.decode(row, **how) for row in rows]
 
 
-def render_chat(conversation: list, add_generation_prompt: bool = False, add_vision_id: bool = False) -> list[str]:
-    """Messages → the pieces of the prompt; `"".join` of them is the official template's rendering, to the letter."""
-    start, end = Special("<|im_start|>"), Special("<|im_end|>")
-    label, counts = {"image": "Picture", "video": "Video"}, {"image": 0, "video": 0}
-    pieces = []
+def render_chat(
+    conversation: list[dict], add_generation_prompt: bool = False, add_vision_id: bool = False
+) -> list[str]:
+    """Messages → the pieces of the prompt; `"".join` of them is the official template's rendering, to the
+    letter.
+
+    Each message becomes `<|im_start|>role\\n`, its content, `<|im_end|>\\n`. A picture is
+    `<|vision_start|><|image_pad|><|vision_end|>` at this stage: one placeholder, whatever its size.
+    """
     if conversation and conversation[0]["role"] != "system":
         conversation = [{"role": "system", "content": "You are a helpful assistant."}, *conversation]
+
+    pieces = []
+    seen = {"image": 0, "video": 0}
     for message in conversation:
-        pieces += [start, f"{message['role']}\n"]
         content = message["content"]
-        for item in [{"text": content}] if isinstance(content, str) else content:
-            if kind := media_kind(item):
-                counts[kind] += 1
-                pieces += [f"{label[kind]} {counts[kind]}: "] if add_vision_id else []
-                pieces += [Special("<|vision_start|>"), Special(f"<|{kind}_pad|>"), Special("<|vision_end|>")]
-            else:
-                pieces += [item.get("text", "")]
-        pieces += [end, "\n"]
-    return pieces + ([start, "assistant\n"] if add_generation_prompt else [])
+        items = [{"text": content}] if isinstance(content, str) else content
+
+        pieces += [Special("<|im_start|>"), f"{message['role']}\n"]
+        for item in items:
+            kind = media_kind(item)
+            if kind is None:
+                pieces.append(item.get("text", ""))
+                continue
+            seen[kind] += 1
+            if add_vision_id:
+                pieces.append(f"{'Picture' if kind == 'image' else 'Video'} {seen[kind]}: ")
+            pieces += [Special("<|vision_start|>"), Special(f"<|{kind}_pad|>"), Special("<|vision_end|>")]
+        pieces += [Special("<|im_end|>"), "\n"]
+
+    if add_generation_prompt:
+        pieces += [Special("<|im_start|>"), "assistant\n"]
+    return pieces
+
+
+def expand_placeholders(prompts: list[list[int]], placeholder: int, token_counts: list[int]) -> list:
+    """Each placeholder id becomes as many of them as its picture has visual tokens: t·h·w / 4.
+
+    The pictures of all prompts are counted in order: the first of `token_counts` belongs to the first
+    placeholder.
+    """
+    counts = iter(token_counts)
+    expanded = []
+    for prompt in prompts:
+        ids = []
+        for token_id in prompt:
+            ids += [placeholder] * next(counts) if token_id == placeholder else [token_id]
+        expanded.append(ids)
+    return expanded
+
+
+def pad_left(prompts: list[list[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
+    """Prompts of any length → ids (B, S) and attention mask (B, S), which is 0 where the padding is.
+
+    Padding stands on the left, whatever the tokenizer's file says: new tokens must follow the prompt.
+    """
+    longest = max(map(len, prompts), default=0)
+    paddings = [longest - len(ids) for ids in prompts]
+    input_ids = [[pad_token_id] * padding + ids for padding, ids in zip(paddings, prompts)]
+    attention_mask = [[0] * padding + [1] * (longest - padding) for padding in paddings]
+    return torch.tensor(input_ids).long(), torch.tensor(attention_mask).long()
 
 
 @dataclass
@@ -387,7 +431,8 @@ class Qwen2VLProcessor:
     chat_template: str | None = None
 
     def __post_init__(self):
-        self.decode, self.batch_decode = self.tokenizer.decode, self.tokenizer.batch_decode
+        self.decode = self.tokenizer.decode
+        self.batch_decode = self.tokenizer.batch_decode
         self.media_patches = self.image_processor.media_patches
 
     @classmethod
@@ -401,82 +446,85 @@ class Qwen2VLProcessor:
     def apply_chat_template(
         self,
         conversation,
-        tokenize=False,
-        add_generation_prompt=False,
-        add_vision_id=False,
-        return_dict=False,
-        **options,
+        tokenize: bool = False,
+        add_generation_prompt: bool = False,
+        add_vision_id: bool = False,
+        return_dict: bool = False,
+        **asked,
     ):
-        """One conversation or a list of them → the prompt's text (`tokenize=False`), its ids, or the model's inputs.
+        """One conversation or a list of them → the prompt's text, its ids (`tokenize=True`), or the model's
+        inputs (`return_dict=True`, too).
 
-        A picture is what stands in an item's `image` (a path, URL, PIL picture, array …), a clip what stands in its
-        `video`. `options`, for all media or in an item for that one: `min_pixels`, `max_pixels`, `total_pixels`,
-        `resized_height` with `resized_width` (pixels); `fps` (or `video_fps`) or `nframes`, `video_start`, `video_end`
-        (seconds), `min_frames`, `max_frames`. For the call: `padding`, `return_tensors`, `return_mm_token_type_ids`;
-        qwen2vl_io/options.py has what else the official call knows. Text is safe: special tokens in it stay text.
+        A picture is what stands in an item's `image` (a path, URL, PIL picture, array …), a clip what stands
+        in its `video`. Options, for all media or in an item for that one: `min_pixels`, `max_pixels`,
+        `total_pixels`, `resized_height` with `resized_width` (pixels); `fps` (or `video_fps`) or `nframes`,
+        `video_start`, `video_end` (seconds), `min_frames`, `max_frames`. For the call: `padding`,
+        `return_tensors`, `return_mm_token_type_ids`; qwen2vl_io/options.py has what else the official call
+        knows. Plain text never becomes a control token; only what the template itself writes does.
         """
-        if "<|im_start|>" not in (self.chat_template or ""):
-            raise ValueError(
-                "No chat template in this checkpoint (a base model?): write a prompt for processor(text=…)."
-            )
-        options, (conversations, single) = (
-            call_options_module.call_options(options),
-            messages.as_conversations(conversation),
-        )
-        prompts = [render_chat(messages, add_generation_prompt, add_vision_id) for messages in conversations]
+        messages.check_template(self.chat_template)
+        asked = options.call_options(asked)
+        conversations, is_single = messages.as_conversations(conversation)
+        prompts = [render_chat(chat, add_generation_prompt, add_vision_id) for chat in conversations]
+
         if not tokenize:
             texts = ["".join(pieces) for pieces in prompts]
-            return texts[0] if single else texts
-        lists = [m["content"] for messages in conversations for m in messages if not isinstance(m["content"], str)]
-        inputs = self.assemble(prompts, [item for content in lists for item in content if media_kind(item)], options)
+            return texts[0] if is_single else texts
+
+        inputs = self.assemble(prompts, messages.media_items(conversations), asked)
         return inputs if return_dict else inputs["input_ids"]
 
-    def __call__(self, images=None, text=None, videos=None, **options) -> BatchFeature:
+    def __call__(self, images=None, text=None, videos=None, **asked) -> BatchFeature:
         """Rendered prompts (str or list) and their pictures and clips, in order → the model's inputs.
 
         Special tokens in `text` count as such, whoever wrote them; for text you do not trust, use
         `apply_chat_template(…, tokenize=True)`.
         """
         if text is None:
-            return self.image_processor.preprocess(images, videos, **options)
-        prompts = [self.tokenizer.split(messages.check_text(prompt)) for prompt in messages.as_list(text)]
-        items = messages.flatten_media("image", images, prompts) + messages.flatten_media("video", videos, prompts)
-        return self.assemble(prompts, items, call_options_module.call_options(options))
+            return self.image_processor.preprocess(images, videos, **asked)
 
-    def assemble(self, prompts: list[list[str]], items: list[dict], options: dict) -> BatchFeature:
-        """Pieces of B prompts and their media items → padded ids, one <|image_pad|> or <|video_pad|> a 28×28 cell."""
-        inputs, ids_of = self.image_processor.collect(items, options), self.tokenizer.special_ids
-        prompts = [self.tokenizer.encode(pieces) for pieces in prompts]
-        for kind in ("image", "video"):
-            pad, grids = ids_of[f"<|{kind}_pad|>"], inputs.get(f"{kind}_grid_thw", torch.empty(0, 3))
-            costs = iter((grids.prod(1) // self.image_processor.merge_size**2).long().tolist())  # tokens of each
-            prompts = [[i for id in ids for i in [id] * (next(costs) if id == pad else 1)] for ids in prompts]
-        longest = max(map(len, prompts), default=0)
-        if options.get("padding") in (False, "do_not_pad") and any(len(ids) != longest for ids in prompts):
-            raise ValueError("Prompts of different lengths need padding=True to become one tensor.")
-        # On the left, whatever the tokenizer's file says: new tokens must follow the prompt, not its padding.
-        padded = [[self.tokenizer.pad_token_id] * (longest - len(ids)) + ids for ids in prompts]
-        mask = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts]
-        ids, mask = torch.tensor(padded).long(), torch.tensor(mask).long()  # (B, S)
+        prompts = [self.tokenizer.split(messages.check_text(prompt)) for prompt in messages.as_list(text)]
+        pictures = messages.flatten_media("image", images, prompts)
+        clips = messages.flatten_media("video", videos, prompts)
+        return self.assemble(prompts, pictures + clips, options.call_options(asked))
+
+    def assemble(self, prompts: list[list[str]], items: list[dict], asked: dict) -> BatchFeature:
+        """Pieces of B prompts and their media items → ids (B, S), attention mask, pixels and grids."""
+        inputs = self.image_processor.collect(items, asked)
+        image_id = self.tokenizer.special_ids["<|image_pad|>"]
+        video_id = self.tokenizer.special_ids["<|video_pad|>"]
+
+        rows = [self.tokenizer.encode(pieces) for pieces in prompts]
+        for placeholder, grid_name in ((image_id, "image_grid_thw"), (video_id, "video_grid_thw")):
+            grids = inputs.get(grid_name, torch.zeros(0, 3, dtype=torch.long))  # (pictures, 3)
+            token_counts = grids.prod(dim=1) // self.image_processor.merge_size**2  # (pictures,)
+            rows = expand_placeholders(rows, placeholder, token_counts.tolist())
+
+        options.check_lengths(rows, asked)
+        ids, mask = pad_left(rows, self.tokenizer.pad_token_id)  # (B, S), (B, S)
+
         inputs = BatchFeature(input_ids=ids, attention_mask=mask, **inputs)
-        if options.get("return_mm_token_type_ids"):  # (B, S): 0 is a word, 1 a picture, 2 a clip
-            inputs["mm_token_type_ids"] = (ids == ids_of["<|image_pad|>"]) + 2 * (ids == ids_of["<|video_pad|>"])
+        if asked.get("return_mm_token_type_ids"):  # (B, S): 0 is a word, 1 a picture, 2 a clip
+            inputs["mm_token_type_ids"] = (ids == image_id) + 2 * (ids == video_id)
         return inputs
 
 
-# ── 4 · Rotary positions: 2-D in the tower, M-RoPE in the decoder ─────────────────────────────────────────────────
-# Paper 2.1 "Multimodal Rotary Position Embedding" and figure 3. Official: get_rope_index in modeling_qwen2_vl.py.
+# ── 4 · Rotary positions: 2-D in the tower, M-RoPE in the decoder ───────────────────────────────────────────
+# In: where each patch or token stands. Out: the angles by which attention turns queries and keys, so that
+# their product depends on the distance between them. The tower counts rows and columns; the decoder counts
+# time, height and width ("multimodal rotary position embedding"). Paper 2.1 and figure 3. Official:
+# VisionRotaryEmbedding, apply_multimodal_rotary_pos_emb and get_rope_index.
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn each pair (x[i], x[i + D/2]) of the last axis by its angle. cos and sin broadcast to x (…, D)."""
-    first, second = x.chunk(2, dim=-1)
+    first, second = x.chunk(2, dim=-1)  # (…, D/2) each
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
 def cos_sin(angles: Tensor) -> tuple[Tensor, Tensor]:
-    """Angles (…, D/2) → cos and sin (…, D), *tiled*: the second half of the channels repeats the first's angles."""
-    angles = torch.cat([angles, angles], dim=-1)
+    """Angles (…, D/2) → cos and sin (…, D), *tiled*: the second half of the channels repeats the first's."""
+    angles = torch.cat([angles, angles], dim=-1)  # (…, D)
     return angles.cos(), angles.sin()
 
 
@@ -486,29 +534,36 @@ def inverse_frequencies(pairs: int, base: float, device) -> Tensor:
 
 
 def vision_angles(grids: list[list[int]], head_dim: int, merge_size: int, device) -> Tensor:
-    """Angles (N, D/2) of the tower's 2-D rotary: half of the pairs turn with a patch's row, half with its column."""
-    turn, m, angles = inverse_frequencies(head_dim // 4, 10000.0, device), merge_size, []  # turn: (D/4,)
+    """Angles (N, D/2) of the tower: half of the pairs turn with a patch's row, half with its column."""
+    frequencies = inverse_frequencies(head_dim // 4, 10000.0, device)  # (D/4,)
+    angles = []
     for t, h, w in grids:
-        places = torch.cartesian_prod(torch.arange(h, device=device), torch.arange(w, device=device))  # (h·w, 2)
-        # patchify lists patches window by window, so their (row, column) go through the same reordering
-        places = places.view(h // m, m, w // m, m, 2).transpose(1, 2).reshape(-1, 2)  # (h·w, 2)
-        picture = (places[:, :, None] * turn).flatten(1)  # (h·w, 2, D/4) → (h·w, D/2): the row's angles, the column's
-        angles.append(picture.repeat(t, 1))  # all frame pairs have the same rows and columns: (t·h·w, D/2)
-    return torch.cat(angles)
+        rows = torch.arange(h, device=device)
+        columns = torch.arange(w, device=device)
+        coordinates = torch.cartesian_prod(rows, columns)  # (h·w, 2), row by row
+
+        # patchify lists patches window by window, so their coordinates go through the same reordering
+        windows = coordinates.view(h // merge_size, merge_size, w // merge_size, merge_size, 2)
+        coordinates = windows.transpose(1, 2).reshape(-1, 2)  # (h·w, 2), window by window
+
+        frame_angles = (coordinates[:, :, None] * frequencies).flatten(1)  # (h·w, 2, D/4) → (h·w, D/2)
+        angles.append(frame_angles.repeat(t, 1))  # the same for each frame pair: (t·h·w, D/2)
+    return torch.cat(angles)  # (N, D/2)
 
 
 def mrope_angles(position_ids: Tensor, config: Qwen2VLTextConfig) -> Tensor:
-    """Positions (3, B, S) → angles (B, S, D/2).
+    """Positions (3, B, S) → angles (B, S, D/2) of the decoder.
 
-    *Chunked*: with mrope_section [16, 24, 24] the fastest 16 pairs turn with t, the next 24 with h, the last 24 with
-    w. Where the three positions are equal (all text) this is ordinary RoPE.
+    *Chunked*: with mrope_section [16, 24, 24] the fastest 16 pairs turn with t, the next 24 with h, the last
+    24 with w. Where the three positions are equal (all text) this is ordinary RoPE.
     """
-    turn = inverse_frequencies(config.head_dim // 2, config.rope_theta, position_ids.device)  # (D/2,)
-    angles = position_ids[..., None].float() * turn  # (3, B, S, D/2)
+    frequencies = inverse_frequencies(config.head_dim // 2, config.rope_theta, position_ids.device)  # (D/2,)
+    angles = position_ids[..., None].float() * frequencies  # (3, B, S, D/2)
     if config.mrope_section is None:
         return angles[0]
-    chunks = angles.split(list(config.mrope_section), dim=-1)
-    return torch.cat([chunk[axis] for axis, chunk in enumerate(chunks)], dim=-1)
+
+    t_chunk, h_chunk, w_chunk = angles.split(list(config.mrope_section), dim=-1)  # (3, B, S, pairs) each
+    return torch.cat([t_chunk[0], h_chunk[1], w_chunk[2]], dim=-1)
 
 
 def get_rope_index(
@@ -520,93 +575,166 @@ def get_rope_index(
 ) -> tuple[Tensor, Tensor]:
     """Where each token stands in time, height and width: position_ids (3, B, S) and rope_deltas (B, 1).
 
-    Text counts on, the same on all three axes. A picture of t×h×w cells that starts at p has t = p + frame pair,
-    h = p + row, w = p + column; the text after it resumes at the largest position so far + 1. So a picture of
-    1000 tokens moves the text on by about 32 only. `rope_deltas` is that saving, (largest position + 1) − (number of
-    real tokens), and is what decoding adds to a token's index. Padding is skipped.
+    `rope_deltas` is (the next free position) − (the number of tokens): what decoding adds to a token's index.
+    A picture of 1000 tokens moves the text on by about 32 positions only, so it is negative. Padding is
+    skipped.
     """
-    merge, position_ids = config.vision_config.spatial_merge_size, torch.zeros(3, *input_ids.shape, dtype=torch.long)
-    rope_deltas = torch.zeros(len(input_ids), 1, dtype=torch.long)
-    grids = {
-        config.image_token_id: iter(() if image_grid_thw is None else image_grid_thw.tolist()),
-        config.video_token_id: iter(() if video_grid_thw is None else video_grid_thw.tolist()),
-    }
+    image_grids = [] if image_grid_thw is None else image_grid_thw.tolist()
+    video_grids = [] if video_grid_thw is None else video_grid_thw.tolist()
+    grids = {config.image_token_id: iter(image_grids), config.video_token_id: iter(video_grids)}
     if config.text_config.mrope_section is None:
         grids = {}  # plain RoPE: visual tokens are numbered like words
+
+    position_ids = torch.zeros(3, *input_ids.shape, dtype=torch.long)
+    rope_deltas = torch.zeros(len(input_ids), 1, dtype=torch.long)
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    for row, (ids, real) in enumerate(zip(input_ids.cpu(), mask.cpu().bool())):
-        ids, blocks, start = ids[real].tolist(), [], 0  # start: the next free position
-        for kind, run in groupby(ids, lambda id: id if id in grids else None):
-            left = len(list(run))  # tokens of this run without a position
-            while left > 0:  # two pictures may stand side by side
-                if kind is None:
-                    block = torch.arange(left).expand(3, -1)  # (3, left)
-                elif grid := next(grids[kind], None):
-                    axes = torch.arange(grid[0]), torch.arange(grid[1] // merge), torch.arange(grid[2] // merge)
-                    block = torch.cartesian_prod(*axes).reshape(-1, 3).T  # (3, t·h·w), in cells of 28 pixels
-                else:
-                    raise ValueError(f"Row {row} has visual tokens (id {kind}) for which there is no grid_thw.")
-                blocks.append(block + start)
-                start, left = int(blocks[-1].max()) + 1, left - block.shape[1]
-        if blocks:
-            position_ids[:, row, real] = torch.cat(blocks, dim=1)
-            rope_deltas[row] = start - len(ids)
+    is_token = mask.cpu().bool()  # (B, S), False where the padding is
+
+    for row, row_ids in enumerate(input_ids.cpu()):
+        ids = row_ids[is_token[row]].tolist()
+        positions, next_position = row_positions(ids, grids, config.vision_config.spatial_merge_size, row)
+        position_ids[:, row, is_token[row]] = torch.tensor(positions).long().view(-1, 3).T  # (3, tokens)
+        rope_deltas[row] = next_position - len(ids)
     return position_ids.to(input_ids.device), rope_deltas.to(input_ids.device)
 
 
-# ── 5 · Attention ─────────────────────────────────────────────────────────────────────────────────────────────────
-# One function for tower and decoder. `sdpa` lets PyTorch choose the kernel and gives it no reason to refuse the flash
-# kernel on CUDA: never a mask tensor. `flash` insists on that kernel; `eager` writes the formula out.
+def row_positions(ids: list[int], grids: dict, merge_size: int, row: int) -> tuple[list[tuple], int]:
+    """The ids of prompt number `row` → (time, height, width) of each, and the next free position.
 
+    A word takes the next position, on all three axes. A picture that starts at position p has t = p + frame
+    pair, h = p + row, w = p + column of each cell. What follows it resumes at the largest position so far +
+    1.
 
-def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool, implementation: str, maps: list | None = None) -> Tensor:
-    """softmax(q·kᵀ / √D)·v: q (B, H, Q, D), k and v (B, Hkv, S, D) → (B, H, Q, D).
-
-    Causal means by place in the sequence: the Q queries are the last Q of the S tokens, and a query sees itself and
-    what came before. (Not by M-RoPE position: those of a picture repeat.) `eager` adds its softmax to `maps`.
+    Three words, a picture of 2×3 cells, two words:
+        t  0 1 2  3 3 3 3 3 3  6 7
+        h  0 1 2  3 3 3 4 4 4  6 7
+        w  0 1 2  3 4 5 3 4 5  6 7
     """
-    (B, H, Q, D), (Hkv, S) = q.shape, k.shape[1:3]
-    if implementation == "eager":
-        k, v = (x.repeat_interleave(H // Hkv, dim=1) for x in (k, v))  # (B, H, S, D)
-        scores = q @ k.transpose(2, 3) / math.sqrt(D)  # (B, H, Q, S)
-        if causal:
-            future = torch.ones(Q, S, dtype=torch.bool, device=q.device).triu(S - Q + 1)
-            scores = scores.masked_fill(future, -torch.inf)
-        weights = scores.softmax(-1, dtype=torch.float32).to(q.dtype)
-        if maps is not None:
-            maps.append(weights)
-        return weights @ v
-    if implementation == "flash" and (problem := call_options_module.flash_problem(q.device.type, q.dtype, D)):
+    positions = []
+    start = 0  # the next free position
+    while len(positions) < len(ids):
+        token_id = ids[len(positions)]
+        if token_id not in grids:
+            positions.append((start, start, start))
+            start += 1
+            continue
+
+        grid = messages.next_grid(grids, token_id, row)
+        t, h, w = grid[0], grid[1] // merge_size, grid[2] // merge_size  # in cells of 28 pixels
+        placeholders = ids[len(positions) : len(positions) + t * h * w]
+        if placeholders != [token_id] * (t * h * w):
+            raise ValueError(f"Row {row}: a picture of {t}×{h}×{w} cells has fewer visual tokens: cut text?")
+
+        positions += [(start + i, start + j, start + k) for i, j, k in product(range(t), range(h), range(w))]
+        start += max(t, h, w)
+    return positions, start
+
+
+# ── 5 · Attention ───────────────────────────────────────────────────────────────────────────────────────────
+# In: queries, keys and values by head. Out: softmax(q·kᵀ / √D)·v. The tower and the decoder share these
+# functions; a model holds one of them as `model.attention`. *Causal* goes by place in the sequence: the Q
+# queries are the last Q of the S tokens, and a query sees itself and what came before. (Not by M-RoPE
+# position: those of a picture repeat.) Official: the attention functions of modeling_qwen2_vl.py and
+# transformers' integrations/sdpa_attention.py.
+
+AttentionFunction = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
+
+
+def attention_weights(q: Tensor, k: Tensor, causal: bool, pads: list[int] | None = None) -> Tensor:
+    """softmax(q·kᵀ / √D), written out: q (B, H, Q, D) and k (B, Hkv, S, D) → (B, H, Q, S).
+
+    `pads`: the number of padding tokens with which each row's keys begin; nothing looks at them.
+    """
+    B, H, Q, D = q.shape
+    S = k.shape[2]
+    k = k.repeat_interleave(H // k.shape[1], dim=1)  # (B, H, S, D): each key head serves G query heads
+    scores = q @ k.transpose(2, 3) / math.sqrt(D)  # (B, H, Q, S)
+
+    hidden = torch.zeros(Q, S, dtype=torch.bool, device=q.device)
+    if causal:
+        hidden = (~hidden).triu(S - Q + 1)  # the future
+    if pads is not None:
+        first_token = torch.tensor(pads, device=q.device)[:, None, None, None]  # (B, 1, 1, 1)
+        hidden = hidden | (torch.arange(S, device=q.device) < first_token)
+
+    weights = scores.masked_fill(hidden, -torch.inf).softmax(dim=-1, dtype=torch.float32)
+    return weights.masked_fill(hidden, 0).to(q.dtype)  # a query that sees nothing at all gets zeros, not NaN
+
+
+def eager_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+    """The formula: q (B, H, Q, D), k and v (B, Hkv, S, D) → (B, H, Q, D)."""
+    v = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)  # (B, H, S, D)
+    return attention_weights(q, k, causal) @ v
+
+
+def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+    """The same by PyTorch's fused kernels; without a mask tensor, CUDA's flash kernel can always run."""
+    B, H, Q, D = q.shape
+    Hkv, S = k.shape[1:3]
+    if Q == 1:  # nothing to hide; the G heads of a group pose as G queries of one head, so keys are read once
+        grouped = q.reshape(B, Hkv, H // Hkv, D)  # (B, Hkv, G, D)
+        return F.scaled_dot_product_attention(grouped, k, v).reshape(B, H, 1, D)
+
+    if Q == S or not causal:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=H != Hkv)
+
+    # A later chat turn: Q new tokens behind S − Q cached ones. To CUDA's kernels this mask is a flag, not a
+    # tensor.
+    mask = causal_lower_right(Q, S)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=H != Hkv)
+
+
+def flash_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+    """The same by the flash kernel or not at all (Dao 2023, https://arxiv.org/abs/2307.08691)."""
+    problem = options.flash_problem(q.device.type, q.dtype, q.shape[-1])
+    if problem:
         raise ValueError(f"The flash kernel was demanded but {problem}; use attn_implementation='sdpa'.")
-    with sdpa_kernel(SDPBackend.FLASH_ATTENTION) if implementation == "flash" else nullcontext():
-        if Q == 1:  # nothing to hide, so the G heads of a group can pose as G queries of one head: keys are read once
-            return F.scaled_dot_product_attention(q.reshape(B, Hkv, H // Hkv, D), k, v).reshape(B, H, 1, D)
-        if Q == S or not causal:
-            return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=H != Hkv)
-        # A later chat turn: Q new tokens behind S − Q cached ones. To CUDA's kernels this mask is a flag, not a tensor.
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=causal_lower_right(Q, S), enable_gqa=H != Hkv)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        return sdpa_attention(q, k, v, causal)
 
 
-def attend_unpadded(q: Tensor, k: Tensor, v: Tensor, pads: list[int], implementation: str, maps=None) -> Tensor:
-    """Causal `attend` in which row b's first `pads[b]` keys are padding: each row runs on its real tokens alone."""
+ATTENTION = {"eager": eager_attention, "sdpa": sdpa_attention, "flash": flash_attention}
+ATTENTION["flash_attention_2"] = flash_attention  # the official name
+
+
+def attend_unpadded(q: Tensor, k: Tensor, v: Tensor, pads: list[int], attention: AttentionFunction) -> Tensor:
+    """Causal attention (B, H, Q, D) in which row b's first `pads[b]` keys are padding.
+
+    Each row runs on its own tokens alone: that costs a call a row, and never a mask tensor.
+    """
     if not any(pads):
-        return attend(q, k, v, True, implementation, maps)
-    Q, S, rows, row_maps = q.shape[2], k.shape[2], [], []
+        return attention(q, k, v, True)
+
+    Q, S = q.shape[2], k.shape[2]
+    outputs = []
     for b, pad in enumerate(pads):
-        skip = max(0, Q - (S - pad))  # of this row's queries, how many are padding themselves
-        if skip == Q:  # nothing but padding
-            rows.append(torch.zeros_like(q[b : b + 1]))
-            row_maps.append(q.new_zeros(1, q.shape[1], 0, S - pad))
-        else:
-            parts = q[b : b + 1, :, skip:], k[b : b + 1, :, pad:], v[b : b + 1, :, pad:]
-            rows.append(F.pad(attend(*parts, True, implementation, row_maps), (0, 0, skip, 0)))  # (1, H, Q, D)
-    if maps is not None:  # zeros where the padding was, here too
-        maps.append(torch.cat([F.pad(m, (S - m.shape[3], 0, Q - m.shape[2], 0)) for m in row_maps]))  # (B, H, Q, S)
-    return torch.cat(rows)
+        padded_queries = min(Q, max(0, Q - (S - pad)))  # the queries of this row that are padding themselves
+        row_q = q[b : b + 1, :, padded_queries:]  # (1, H, this row's queries, D)
+        if row_q.shape[2] == 0:  # a row of nothing but padding
+            outputs.append(torch.zeros_like(q[b : b + 1]))
+            continue
+        y = attention(row_q, k[b : b + 1, :, pad:], v[b : b + 1, :, pad:], True)
+        outputs.append(F.pad(y, (0, 0, padded_queries, 0)))  # (1, H, Q, D), zeros where the padding is
+    return torch.cat(outputs)
 
 
-# ── 6 · Vision tower and merger ───────────────────────────────────────────────────────────────────────────────────
-# Paper 2.1. Official: Qwen2VisionTransformerPretrainedModel in modeling_qwen2_vl.py. Module names are the files' keys.
+# ── 6 · Vision tower and merger ─────────────────────────────────────────────────────────────────────────────
+# In: patches (N, 1176) of any number of pictures and clips, and their grids. Out: visual tokens (M, C of the
+# decoder), one for 2×2 patches. Pictures of any size share a call, and none sees another.
+# Paper 2.1. Official: Qwen2VisionTransformerPretrainedModel. Module names are the keys of the released files.
+
+
+class PatchEmbed(nn.Module):
+    """A Conv3d that strides by its own size sees each patch once: one product with the reshaped kernel."""
+
+    def __init__(self, config: Qwen2VLVisionConfig):
+        super().__init__()
+        kernel = (config.temporal_patch_size, config.patch_size, config.patch_size)
+        self.proj = nn.Conv3d(3, config.embed_dim, kernel, stride=kernel, bias=False)  # a 5-D weight
+
+    def forward(self, patches: Tensor) -> Tensor:
+        kernel = self.proj.weight.flatten(1)  # (C, 1176)
+        return F.linear(patches.to(kernel.dtype), kernel)  # (N, 1176) → (N, C)
 
 
 class VisionAttention(nn.Module):
@@ -618,29 +746,34 @@ class VisionAttention(nn.Module):
         self.qkv = nn.Linear(config.embed_dim, 3 * config.embed_dim)
         self.proj = nn.Linear(config.embed_dim, config.embed_dim)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, segments: list[int], implementation: str) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, segments: list[int], attention) -> Tensor:
         N, C = x.shape
         q, k, v = self.qkv(x).view(N, 3, self.num_heads, -1).permute(1, 2, 0, 3)  # 3 × (H, N, D)
-        q, k = (rotate(part.float(), cos, sin).to(x.dtype) for part in (q, k))
-        outputs, first = [], 0
-        for L, run in groupby(segments):  # neighbours of equal length share one call; there is never an N×N mask
+        q = rotate(q.float(), cos, sin).to(x.dtype)
+        k = rotate(k.float(), cos, sin).to(x.dtype)
+
+        outputs = []
+        first = 0  # patch of the segments to come
+        for L, run in groupby(segments):  # neighbours of equal length share a call; never an N×N mask
             n = len(list(run))
-            parts = [part[:, first : first + n * L].unflatten(1, (n, L)).transpose(0, 1) for part in (q, k, v)]
-            y = attend(*parts, causal=False, implementation=implementation)  # (n, H, L, D)
+            last = first + n * L
+            by_segment = [part[:, first:last].unflatten(1, (n, L)).transpose(0, 1) for part in (q, k, v)]
+            y = attention(*by_segment, False)  # (n, H, L, D)
             outputs.append(y.transpose(1, 2).reshape(n * L, C))
-            first += n * L
+            first = last
         return self.proj(torch.cat(outputs))  # (N, C)
 
 
 class VisionMLP(nn.Module):
     def __init__(self, config: Qwen2VLVisionConfig):
         super().__init__()
-        self.fc1 = nn.Linear(config.embed_dim, int(config.embed_dim * config.mlp_ratio))
-        self.fc2 = nn.Linear(int(config.embed_dim * config.mlp_ratio), config.embed_dim)
+        hidden = int(config.embed_dim * config.mlp_ratio)
+        self.fc1 = nn.Linear(config.embed_dim, hidden)
+        self.fc2 = nn.Linear(hidden, config.embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.fc1(x)
-        return self.fc2(x * torch.sigmoid(1.702 * x))  # "quick GELU"
+        x = self.fc1(x)  # (N, 4·C)
+        return self.fc2(x * torch.sigmoid(1.702 * x))  # "quick GELU", (N, C)
 
 
 class VisionBlock(nn.Module):
@@ -651,21 +784,9 @@ class VisionBlock(nn.Module):
         self.attn = VisionAttention(config)
         self.mlp = VisionMLP(config)
 
-    def forward(self, x: Tensor, *where) -> Tensor:
-        x = x + self.attn(self.norm1(x), *where)  # (N, C)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, segments: list[int], attention) -> Tensor:
+        x = x + self.attn(self.norm1(x), cos, sin, segments, attention)  # (N, C)
         return x + self.mlp(self.norm2(x))
-
-
-class PatchEmbed(nn.Module):
-    """A Conv3d whose stride is its kernel sees each patch once: that is one matrix product with the reshaped kernel."""
-
-    def __init__(self, config: Qwen2VLVisionConfig):
-        super().__init__()
-        kernel = (config.temporal_patch_size, config.patch_size, config.patch_size)
-        self.proj = nn.Conv3d(3, config.embed_dim, kernel, stride=kernel, bias=False)  # keeps the released 5-D weight
-
-    def forward(self, patches: Tensor) -> Tensor:
-        return F.linear(patches.to(self.proj.weight.dtype), self.proj.weight.flatten(1))  # (N, 1176) → (N, C)
 
 
 class PatchMerger(nn.Module):
@@ -673,13 +794,14 @@ class PatchMerger(nn.Module):
 
     def __init__(self, config: Qwen2VLVisionConfig):
         super().__init__()
-        self.window = config.embed_dim * config.spatial_merge_size**2
+        self.window = config.embed_dim * config.spatial_merge_size**2  # numbers in 2×2 patches
         self.ln_q = nn.LayerNorm(config.embed_dim, eps=1e-6)
-        last = nn.Linear(self.window, config.hidden_size)
-        self.mlp = nn.Sequential(nn.Linear(self.window, self.window), nn.GELU(), last)
+        widen = nn.Linear(self.window, self.window)
+        self.mlp = nn.Sequential(widen, nn.GELU(), nn.Linear(self.window, config.hidden_size))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.mlp(self.ln_q(x).view(-1, self.window))  # (N, C) → (M, 4·C) → (M, C of the decoder)
+        windows = self.ln_q(x).view(-1, self.window)  # (N, C) → (M, 4·C): patchify put the four side by side
+        return self.mlp(windows)  # (M, C of the decoder)
 
 
 class VisionTower(nn.Module):
@@ -690,80 +812,107 @@ class VisionTower(nn.Module):
         self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.depth))
         self.merger = PatchMerger(config)
 
-    def forward(self, pixel_values: Tensor, grid_thw: Tensor, implementation: str = "sdpa") -> Tensor:
-        """Patches (N, 1176) of any number of pictures and clips with their grids (·, 3) → visual tokens (M, C)."""
-        grids = grid_thw.tolist()
+    def forward(self, pixel_values: Tensor, grid_thw: Tensor, attention=sdpa_attention) -> Tensor:
+        """Patches (N, 1176) of any number of pictures and their grids (·, 3) → visual tokens (M, C)."""
         x = self.patch_embed(pixel_values)  # (N, C)
+
+        grids = grid_thw.tolist()
         head_dim = self.config.embed_dim // self.config.num_heads
         angles = vision_angles(grids, head_dim, self.config.spatial_merge_size, x.device)  # (N, D/2)
         cos, sin = cos_sin(angles)  # (N, D), float32
-        segments = [h * w for t, h, w in grids for _ in range(t)]
+
+        segments = [h * w for t, h, w in grids for _ in range(t)]  # one for each picture and pair of frames
         for block in self.blocks:
-            x = block(x, cos, sin, segments, implementation)
+            x = block(x, cos, sin, segments, attention)
         return self.merger(x)
 
 
-# ── 7 · Decoder ───────────────────────────────────────────────────────────────────────────────────────────────────
-# Paper 2, Qwen2 technical report 2.2.1 (https://arxiv.org/abs/2407.10671). Official: Qwen2VLTextModel.
+# ── 7 · Decoder ─────────────────────────────────────────────────────────────────────────────────────────────
+# In: embeddings (B, Q, C) of words and pictures, and their positions. Out: hidden states (B, Q, C), one for
+# each token. It is Qwen2; only the angles of its rotary embedding (section 4) know of pictures. Paper 2;
+# Qwen2 technical report 2.2.1 (https://arxiv.org/abs/2407.10671). Official: Qwen2VLTextModel.
 
 
 class KVCache:
-    """Keys and values of the tokens seen so far, written in place; and all else that a half-done answer must remember.
+    """Keys and values of the tokens so far, written in place, and whatever else an unfinished answer
+    remembers.
 
-    It lives with the *generation*, never on the model: two conversations on one model cannot disturb each other.
-    `length` tokens are filled; `pads` (B) counts each row's left padding; `next_position` (B, 1) is the M-RoPE
-    position that the next token takes; `token_ids` (B, length) is what was read (where there is padding, the last id).
+    It lives with the *generation*, never on the model: two conversations on one model cannot disturb each
+    other. `length` tokens are filled. `pads` (B) counts each row's left padding. `next_position` (B, 1) is
+    the M-RoPE position of the next token. `token_ids` (B, length) were read (where there is padding, the last
+    id).
     """
 
     def __init__(self, config: Qwen2VLTextConfig, batch_size: int, capacity: int, device=None, dtype=None):
-        shape = (config.num_hidden_layers, 2, batch_size, config.num_key_value_heads, capacity, config.head_dim)
-        self.data = torch.empty(shape, device=device, dtype=dtype)  # (layers, k and v, B, Hkv, capacity, D)
+        per_row = (config.num_key_value_heads, capacity, config.head_dim)
+        shape = (config.num_hidden_layers, 2, batch_size, *per_row)  # (layers, k and v, B, Hkv, capacity, D)
+        self.data = torch.empty(shape, device=device, dtype=dtype)
         self.length = 0
         self.pads = [0] * batch_size
         self.next_position = torch.zeros(batch_size, 1, dtype=torch.long, device=device)
         self.token_ids = torch.zeros(batch_size, 0, dtype=torch.long, device=device)
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the new k and v (B, Hkv, Q, D) of one layer; return all so far, as views (B, Hkv, length + Q, D)."""
+        """Store the new k and v (B, Hkv, Q, D) of a layer; return all so far, as views (B, Hkv, S, D)."""
         end = self.length + k.shape[2]
-        if end > self.data.shape[4]:  # a longer chat than planned: double the room
-            self.data = torch.cat([self.data, self.data.new_empty(*self.data.shape[:4], end, k.shape[3])], dim=4)
-        for i, new in enumerate((k, v)):
-            self.data[layer, i, :, :, self.length : end] = new
+        if end > self.data.shape[4]:  # a longer chat than planned: at least double the room
+            self.data = F.pad(self.data, (0, 0, 0, end))
+        self.data[layer, 0, :, :, self.length : end] = k
+        self.data[layer, 1, :, :, self.length : end] = v
         return self.data[layer, 0, :, :, :end], self.data[layer, 1, :, :, :end]
+
+    def advance(self, input_ids: Tensor, position_ids: Tensor, pads: list[int], mask: Tensor | None) -> None:
+        """After all layers: what was read (B, Q) at positions (3, B, Q) belongs to the past now."""
+        self.length += input_ids.shape[1]
+        self.pads = pads
+        self.next_position = position_ids.amax(dim=(0, 2))[:, None] + 1  # (B, 1): the largest on any axis + 1
+        if mask is not None:
+            input_ids = torch.where(mask.bool(), input_ids, input_ids[:, -1:])  # padding was never read
+        self.token_ids = torch.cat([self.token_ids, input_ids], dim=1)
 
 
 class RMSNorm(nn.Module):
     def __init__(self, size: int, eps: float):
         super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()  # the mean of squares overflows in half precision
-        return self.weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+        scale = torch.rsqrt(wide.pow(2).mean(dim=-1, keepdim=True) + self.eps)
+        return self.weight * (wide * scale).to(x.dtype)
 
 
 class Attention(nn.Module):
-    """Grouped-query attention: G query heads share the keys and values of one head. Biases on q, k, v but not on o."""
+    """Grouped-query attention: G query heads share the keys and values of one head.
+
+    The projections of q, k and v have biases, that of the output has none.
+    """
 
     def __init__(self, config: Qwen2VLTextConfig, layer: int):
         super().__init__()
-        self.layer, self.head_dim = layer, config.head_dim
-        width, kv_width = config.hidden_size, config.num_key_value_heads * config.head_dim
+        self.layer = layer
+        self.head_dim = config.head_dim
+        width = config.hidden_size
+        kv_width = config.num_key_value_heads * config.head_dim
         self.q_proj = nn.Linear(width, width)
         self.k_proj = nn.Linear(width, kv_width)
         self.v_proj = nn.Linear(width, kv_width)
         self.o_proj = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, pads: list[int], *how) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache, pads, attention, maps) -> Tensor:
         B, Q, _ = x.shape
-        q, k, v = (
-            proj(x).view(B, Q, -1, self.head_dim).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )  # (B, H, Q, D), (B, Hkv, Q, D), (B, Hkv, Q, D)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        q = self.q_proj(x).view(B, Q, -1, self.head_dim).transpose(1, 2)  # (B, H, Q, D)
+        k = self.k_proj(x).view(B, Q, -1, self.head_dim).transpose(1, 2)  # (B, Hkv, Q, D)
+        v = self.v_proj(x).view(B, Q, -1, self.head_dim).transpose(1, 2)  # (B, Hkv, Q, D)
+        q = rotate(q, cos, sin)
+        k = rotate(k, cos, sin)
+
         if cache is not None:
             k, v = cache.append(self.layer, k, v)  # (B, Hkv, S, D)
-        y = attend_unpadded(q, k, v, pads, *how)  # (B, H, Q, D)
+        if maps is not None:
+            maps.append(attention_weights(q, k, causal=True, pads=pads))  # (B, H, Q, S), to look at
+        y = attend_unpadded(q, k, v, pads, attention)  # (B, H, Q, D)
         return self.o_proj(y.transpose(1, 2).reshape(B, Q, -1))  # (B, Q, C)
 
 
@@ -777,7 +926,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # (B, Q, wide) → (B, Q, C)
 
 
 class DecoderLayer(nn.Module):
@@ -788,8 +937,8 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, *context) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), *context)  # (B, Q, C)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache, pads, attention, maps) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache, pads, attention, maps)  # (B, Q, C)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -801,50 +950,29 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, position_ids: Tensor, *context, states: list | None = None) -> Tensor:
-        """Embeddings (B, Q, C) at positions (3, B, Q) → hidden states (B, Q, C); `states` collects all on the way."""
+    def forward(self, x: Tensor, position_ids: Tensor, cache, pads, attention, states=None, maps=None):
+        """Embeddings (B, Q, C) at positions (3, B, Q) → hidden states (B, Q, C).
+
+        `cache` is a KVCache or None; `pads` (B) counts the left padding of each row; `attention` is a
+        function of section 5. The lists `states` and `maps`, if given, collect what each layer is given, (B,
+        Q, C), and at last the result; and the attention of each layer, (B, H, Q, S).
+        """
         cos, sin = cos_sin(mrope_angles(position_ids, self.config))  # (B, Q, D), angles always in float32
         cos, sin = cos[:, None].to(x.dtype), sin[:, None].to(x.dtype)  # (B, 1, Q, D): the same for every head
+
         for layer in self.layers:
             if states is not None:
                 states.append(x)
-            x = layer(x, cos, sin, *context)
-        return self.norm(x)
+            x = layer(x, cos, sin, cache, pads, attention, maps)
+        x = self.norm(x)
+        if states is not None:
+            states.append(x)
+        return x
 
 
-def left_padding(attention_mask: Tensor | None, rows: int) -> list[int]:
-    """How many tokens of padding each row starts with. Padding on the right needs nothing: it is in the future."""
-    if attention_mask is None:
-        return [0] * rows
-    mask = attention_mask.bool()
-    starts_again = mask[:, 1:] & ~mask[:, :-1]  # a one after a zero
-    if (starts_again.sum(1) + mask[:, 0] > 1).any():
-        raise ValueError("attention_mask has a hole: a row must be one run of ones, padded on its left or right.")
-    return torch.where(mask.any(1), mask.int().argmax(1), mask.shape[1]).tolist()
-
-
-def choose(logits: Tensor, seen: Tensor, settings: dict, generator: torch.Generator | None = None) -> Tensor:
-    """The next id of each row, (B,), from its logits (B, V), given the ids `seen` so far (B, S), the prompt's too."""
-    if (penalty := settings["repetition_penalty"]) != 1:
-        old = logits.gather(1, seen)
-        logits = logits.scatter(1, seen, torch.where(old < 0, old * penalty, old / penalty))
-    if not settings["do_sample"]:
-        return logits.argmax(-1)
-    logits = logits / settings["temperature"]
-    if 0 < settings["top_k"] < logits.shape[-1]:
-        logits = logits.masked_fill(logits < logits.topk(settings["top_k"]).values[:, -1:], -torch.inf)
-    if settings["top_p"] < 1:  # keep the smallest set of likeliest ids that together reach top_p
-        ordered, order = logits.sort(descending=True)
-        probabilities = ordered.softmax(-1)
-        drop = probabilities.cumsum(-1) - probabilities >= settings["top_p"]  # what came before was already enough
-        logits = logits.masked_fill(drop.gather(1, order.argsort(-1)), -torch.inf)
-    return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
-
-
-# ── 8 · The whole model ───────────────────────────────────────────────────────────────────────────────────────────
-# Official: Qwen2VLModel and Qwen2VLForConditionalGeneration.
-
-ATTENTION_NAMES = {"eager": "eager", "sdpa": "sdpa", "flash": "flash", "flash_attention_2": "flash"}
+# ── 8 · The whole model ─────────────────────────────────────────────────────────────────────────────────────
+# In: what the processor made, ids (B, Q) and pixels. Out: hidden states (B, Q, C). Three steps: embeddings,
+# in which visual tokens take the places of the placeholders; positions; the decoder. Official: Qwen2VLModel.
 
 
 @dataclass
@@ -852,37 +980,48 @@ class Qwen2VLOutput:
     """What a forward pass gives; fields that were not asked for are None."""
 
     last_hidden_state: Tensor | None = None  # (B, Q, C)
-    logits: Tensor | None = None  # (B, Q or logits_to_keep, V)
-    loss: Tensor | None = None  # ()
     cache: KVCache | None = None
     position_ids: Tensor | None = None  # (3, B, Q): time, height, width
-    hidden_states: tuple | None = None  # (B, Q, C) each: the embeddings, then what each layer makes; normed at the end
+    hidden_states: tuple | None = None  # (B, Q, C) each: embeddings, each layer's output; the last is normed
     attentions: tuple | None = None  # (B, H, Q, S) for each layer
+    logits: Tensor | None = None  # (B, Q or logits_to_keep, V)
+    loss: Tensor | None = None  # ()
     past_key_values = property(lambda self: self.cache)  # the name until transformers 5.23
 
 
+def left_padding(attention_mask: Tensor | None, rows: int) -> list[int]:
+    """The number of padding tokens at each row's start. Those on the right need nothing: they are future."""
+    if attention_mask is None:
+        return [0] * rows
+
+    mask = attention_mask.bool()  # (B, Q)
+    messages.check_mask(mask)  # a row is one run of tokens
+    first_token = mask.int().argmax(dim=1)  # (B,)
+    return torch.where(mask.any(dim=1), first_token, mask.shape[1]).tolist()
+
+
 class Qwen2VLModel(nn.Module):
-    """Tower and decoder, joined: visual tokens take the places of the <|image_pad|> and <|video_pad|> embeddings."""
+    """Tower and decoder, joined: visual tokens take the places of <|image_pad|> and <|video_pad|>."""
 
     def __init__(self, config: Qwen2VLConfig, attn_implementation: str = "sdpa"):
         super().__init__()
-        if attn_implementation not in ATTENTION_NAMES:
-            raise ValueError(f"attn_implementation={attn_implementation!r} is not one of {', '.join(ATTENTION_NAMES)}.")
         self.config = config
-        self.attn_implementation = ATTENTION_NAMES[attn_implementation]
+        self.attn_implementation = attn_implementation
         self.visual = VisionTower(config.vision_config)
         self.model = Decoder(config.text_config)
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, **options):
-        """A model with a checkpoint's weights; options as for `weights_loader.load_model`."""
-        attn_implementation = options.pop("attn_implementation", "sdpa")
-        device, dtype = weights_loader.placement(**options)
+    def from_pretrained(cls, name: str | Path, attn_implementation: str = "sdpa", **where):
+        """A model with a checkpoint's weights, in eval() mode; `name` is "tiny", a folder or a Hub id.
+
+        `where`: `dtype` and `device` (or `torch_dtype` and `device_map`), both "auto" by default.
+        """
+        device, dtype = weights_loader.placement(**where)
         folder = weights_loader.find_checkpoint(name, weights=True)
         config = Qwen2VLConfig.from_pretrained(folder)
-        with torch.device("meta"):  # shapes without memory
+        with torch.device("meta"):  # modules with shapes but without memory
             model = cls(config, attn_implementation)
-        weights_loader.put_weights(model, folder, device, dtype)
+        weights_loader.put_weights(model, folder, device, dtype)  # each parameter once, straight to its place
         return model.eval()
 
     @property
@@ -893,7 +1032,17 @@ class Qwen2VLModel(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.model.embed_tokens.weight.dtype
 
-    @call_options_module.renamed(past_key_values="cache")
+    @property
+    def attn_implementation(self) -> str:
+        """The name of `self.attention`: "eager", "sdpa" or "flash"; "custom" for a function of your own."""
+        return next((name for name, function in ATTENTION.items() if function is self.attention), "custom")
+
+    @attn_implementation.setter
+    def attn_implementation(self, name: str) -> None:
+        options.check_attention(name, ATTENTION)
+        self.attention = ATTENTION[name]
+
+    @options.renamed(past_key_values="cache")
     def forward(
         self,
         input_ids: Tensor,
@@ -910,53 +1059,100 @@ class Qwen2VLModel(nn.Module):
     ) -> Qwen2VLOutput:
         """Ids (B, Q) and media → `last_hidden_state` (B, Q, C).
 
-        `attention_mask` (B, Q) marks padding with 0, on the left or on the right. With a `cache` the ids continue what
-        it holds (text or media), and need no mask. `mm_token_type_ids`, which the official processor adds, says nothing
-        that the ids do not; it is not used. `output_attentions` writes the decoder's attention out (eager).
+        `attention_mask` (B, Q) marks padding with 0, on the left or on the right. With a `cache` the ids
+        continue what it holds (text or media), and need no mask. `position_ids` (3, B, Q) are worked out if
+        not given. `mm_token_type_ids`, which the official processor adds, says nothing that the ids do not;
+        it is not used.
         """
-        media = (
-            ("image", input_ids == self.config.image_token_id, pixel_values, image_grid_thw),
-            ("video", input_ids == self.config.video_token_id, pixel_values_videos, video_grid_thw),
-        )
         continues = cache is not None and cache.length > 0
-        decoding = continues and input_ids.shape[1] == 1  # the id just chosen: a word, even if it is <|image_pad|>
-        for item in () if decoding else media:  # all counts are checked before the expensive tower runs
-            messages.check_placeholders(*item, self.config.vision_config.spatial_merge_size)
-        x = self.model.embed_tokens(input_ids)  # (B, Q, C)
-        for _, places, pixels, grid_thw in media:
-            if pixels is not None:
-                seen = self.visual(pixels, grid_thw, self.attn_implementation)  # (M, C)
-                x = x.masked_scatter(places[..., None], seen.to(x.dtype))  # in place of the placeholders' embeddings
-        if continues and attention_mask is not None and not attention_mask[:, -input_ids.shape[1] :].all():
-            raise ValueError("A later turn cannot be padded: only the first one, which the cache knows about, can.")
-        mask = None if continues else attention_mask
+        decoding = continues and input_ids.shape[1] == 1  # the id just chosen
+        images = (self.config.image_token_id, pixel_values, image_grid_thw)
+        videos = (self.config.video_token_id, pixel_values_videos, video_grid_thw)
+        messages.check_inputs(input_ids, attention_mask, images, videos, self.config.vision_config, cache)
+        x = self.embed(input_ids, images, videos)  # (B, Q, C)
+
+        mask = None if continues else attention_mask  # only a first turn is padded; the cache knows how
         pads = cache.pads if continues else left_padding(mask, len(input_ids))
-        if position_ids is None:
-            if decoding:
-                position_ids, rope_deltas = input_ids.new_zeros(3, *input_ids.shape), 0  # (3, B, 1)
-            else:
-                position_ids, rope_deltas = get_rope_index(self.config, input_ids, image_grid_thw, video_grid_thw, mask)
-            if cache is not None:
-                position_ids = position_ids + cache.next_position
-                real = input_ids.shape[1] if mask is None else mask.sum(1, keepdim=True)  # tokens without padding
-                cache.next_position = cache.next_position + real + rope_deltas
-        states, maps = ([] if wanted else None for wanted in (output_hidden_states, output_attentions))
-        implementation = "eager" if output_attentions else self.attn_implementation
-        x = self.model(x, position_ids, cache, pads, implementation, maps, states=states)
+
+        if position_ids is None and decoding:
+            position_ids = cache.next_position.expand(3, -1, -1)  # (3, B, 1)
+        elif position_ids is None:
+            position_ids, _ = get_rope_index(self.config, input_ids, image_grid_thw, video_grid_thw, mask)
+            position_ids = position_ids if cache is None else position_ids + cache.next_position  # (3, B, Q)
+
+        states = [] if output_hidden_states else None
+        maps = [] if output_attentions else None
+        x = self.model(x, position_ids, cache, pads, self.attention, states, maps)  # (B, Q, C)
         if cache is not None:
-            cache.pads = pads
-            cache.length += input_ids.shape[1]
-            read = input_ids if mask is None else torch.where(mask.bool(), input_ids, input_ids[:, -1:])  # no padding
-            cache.token_ids = torch.cat([cache.token_ids, read], dim=1)
-        states, maps = states and (*states, x), maps and tuple(maps)
-        return Qwen2VLOutput(x, None, None, cache, position_ids, hidden_states=states, attentions=maps)
+            cache.advance(input_ids, position_ids, pads, mask)
+        return Qwen2VLOutput(x, cache, position_ids, states and tuple(states), maps and tuple(maps))
+
+    def embed(self, input_ids: Tensor, images: tuple, videos: tuple) -> Tensor:
+        """Ids (B, Q) → embeddings (B, Q, C), in which visual tokens have replaced those of the placeholders.
+
+        `images` and `videos`: the placeholder's id, the pixels (N, 1176) or None, their grids (·, 3).
+        """
+        x = self.model.embed_tokens(input_ids)  # (B, Q, C)
+        for placeholder, pixels, grid_thw in (images, videos):
+            if pixels is not None:
+                is_placeholder = (input_ids == placeholder)[..., None]  # (B, Q, 1), true M times
+                visual_tokens = self.visual(pixels, grid_thw, self.attention)  # (M, C)
+                x = x.masked_scatter(is_placeholder, visual_tokens.to(x.dtype))  # in order
+        return x
 
     def get_image_features(self, pixel_values: Tensor, image_grid_thw: Tensor) -> tuple[Tensor, ...]:
         """What the decoder is given for each picture: visual tokens (M, C), row by row."""
-        seen = self.visual(pixel_values, image_grid_thw, self.attn_implementation)  # of all pictures: (M, C)
-        return seen.split((image_grid_thw.prod(1) // self.config.vision_config.spatial_merge_size**2).tolist())
+        visual_tokens = self.visual(pixel_values, image_grid_thw, self.attention)  # of all pictures: (M, C)
+        counts = image_grid_thw.prod(dim=1) // self.config.vision_config.spatial_merge_size**2
+        return visual_tokens.split(counts.tolist())
 
-    get_video_features = get_image_features  # a clip is pictures one after the other, as far as the tower can tell
+    get_video_features = get_image_features  # to the tower, a clip is pictures one after the other
+
+
+# ── 9 · Generation ──────────────────────────────────────────────────────────────────────────────────────────
+# In: a prompt's ids and pixels. Out: the ids of the answer, one at a time. The prompt is read at once, then
+# each new id alone, with the cache standing in for all before it. Official: GenerationMixin in
+# generation/utils.py, the warpers in generation/logits_process.py, and Qwen2VLForConditionalGeneration. The
+# released generation_config.json (temperature 0.01, top_k 1) means: greedy.
+
+
+def penalise_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Make the ids `seen` so far (B, S), the prompt's too, less likely: logits (B, V) → (B, V)."""
+    old = logits.gather(1, seen)  # (B, S)
+    return logits.scatter(1, seen, torch.where(old < 0, old * penalty, old / penalty))
+
+
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """Only the k likeliest ids of each row stay possible: (B, V) → (B, V)."""
+    smallest_kept = logits.topk(k).values[:, -1:]  # (B, 1)
+    return logits.masked_fill(logits < smallest_kept, -torch.inf)
+
+
+def keep_top_p(logits: Tensor, p: float) -> Tensor:
+    """Only the smallest set of likeliest ids that together reach the probability p stays: (B, V) → (B, V)."""
+    ordered, order = logits.sort(descending=True)  # (B, V) each
+    probabilities = ordered.softmax(dim=-1)
+    before = probabilities.cumsum(dim=-1) - probabilities  # what the likelier ids already reach
+    drop = (before >= p).gather(1, order.argsort(dim=-1))  # back in the order of the vocabulary
+    return logits.masked_fill(drop, -torch.inf)
+
+
+def choose(logits: Tensor, seen: Tensor, settings: dict, generator: torch.Generator | None = None) -> Tensor:
+    """The next id of each row, (B,), from its logits (B, V), given the ids `seen` so far (B, S).
+
+    `settings`: do_sample, temperature, top_k (0: all), top_p and repetition_penalty (1 changes nothing).
+    """
+    if settings["repetition_penalty"] != 1:
+        logits = penalise_repetition(logits, seen, settings["repetition_penalty"])
+    if not settings["do_sample"]:
+        return logits.argmax(dim=-1)
+
+    logits = logits / settings["temperature"]  # below 1 the likeliest gain, above 1 the others do
+    if 0 < settings["top_k"] < logits.shape[-1]:
+        logits = keep_top_k(logits, settings["top_k"])
+    if settings["top_p"] < 1:
+        logits = keep_top_p(logits, settings["top_p"])
+    return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)[:, 0]
 
 
 class Qwen2VLForConditionalGeneration(Qwen2VLModel):
@@ -973,30 +1169,28 @@ class Qwen2VLForConditionalGeneration(Qwen2VLModel):
     def forward(self, input_ids: Tensor, *args, labels=None, logits_to_keep=0, **kwargs) -> Qwen2VLOutput:
         """As `Qwen2VLModel.forward`, plus logits (B, Q, V) and, with `labels` (B, Q), the loss.
 
-        `logits_to_keep`: only the last so many places (int; 0: all), or the places a tensor names. `labels` are the
-        ids themselves: they are shifted here, and places with −100 do not count.
+        `logits_to_keep`: an int keeps the logits of that many last places only (0: all), a tensor those of
+        the places it names. `labels` are the ids themselves: they are shifted here, and −100 marks what does
+        not count.
         """
         output = super().forward(input_ids, *args, **kwargs)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        output.logits = self.lm_head(output.last_hidden_state[:, keep])  # (B, kept, V); slice(-0, None) keeps all
+        output.logits = self.lm_head(output.last_hidden_state[:, keep])  # (B, kept, V); -0 keeps all
         if labels is not None:
-            # the token at place i is predicted at place i − 1
-            output.loss = F.cross_entropy(output.logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten())
+            predicted = output.logits[:, :-1].float()  # (B, Q − 1, V): place i − 1 predicts the token at i
+            output.loss = F.cross_entropy(predicted.flatten(0, 1), labels[:, 1:].flatten())
         return output
 
-    # ── 9 · Generation ──────────────────────────────────────────────────────────────────────────────────────────
-    # Official: GenerationMixin. The released generation_config.json (temperature 0.01, top_k 1) means: greedy.
-
     def sampling_settings(self, **asked) -> dict:
-        """The settings in force: what is asked for, else the checkpoint's, else neutral values (see `choose`)."""
-        return call_options_module.sampling_settings(self.generation_config, **asked)
+        """The settings in force: what is asked for, else the checkpoint's, else neutral values."""
+        return options.sampling_settings(self.generation_config, **asked)
 
     def end_token_ids(self, eos_token_id: int | list[int] | None = None) -> list[int]:
-        """The ids that end an answer: those asked for, else those of the checkpoint's generation_config.json."""
+        """The ids that end an answer: those asked for, else those of generation_config.json."""
         ids = self.generation_config.get("eos_token_id", []) if eos_token_id is None else eos_token_id
         return [ids] if isinstance(ids, int) else list(ids)
 
-    @call_options_module.renamed(past_key_values="cache")
+    @options.renamed(past_key_values="cache")
     @torch.no_grad()
     def generate_steps(
         self,
@@ -1007,54 +1201,42 @@ class Qwen2VLForConditionalGeneration(Qwen2VLModel):
         seed: int | None = None,
         cache: KVCache | None = None,
         **inputs,
-    ):
+    ) -> Iterator[Tensor]:
         """Yield the next id of each row, (B,), until every row has ended or `max_new_tokens` are out.
 
-        A row that has ended yields padding. `suppress_tokens`: ids never written; by default the vision tokens, which
-        would announce a picture that is not there ([] allows all). `seed` makes sampling repeatable. `inputs`: what
-        the processor gave, and `do_sample`, `temperature`, `top_p`, `top_k`, `repetition_penalty` (see `choose`).
+        A row that has ended yields padding. `suppress_tokens`: ids never written; by default the vision
+        tokens, which would announce a picture that is not there ([] allows all). `seed` makes sampling
+        repeatable. `inputs`: what the processor gave, and the settings of `choose`.
         """
-        settings = self.sampling_settings(**{name: inputs.pop(name, None) for name in call_options_module.NEUTRAL})
-        inputs = call_options_module.generation_inputs(inputs)
-        eos = torch.tensor(self.end_token_ids(eos_token_id), dtype=torch.long, device=self.device)
-        pad = self.generation_config.get("pad_token_id", int(eos[0]) if len(eos) else 0)
-        if suppress_tokens is None:
-            suppress_tokens = list(range(self.config.vision_start_token_id, self.config.video_token_id + 1))
-        (B, Q), mask = input_ids.shape, inputs.get("attention_mask")
-        if mask is not None and (mask.any(1) & (mask[:, -1] == 0)).any():
-            raise ValueError("To generate, pad the prompts on the left: the new tokens follow the last place.")
+        B, Q = input_ids.shape
+        held = 0 if cache is None else cache.length
+        options.check_prompt(inputs.get("attention_mask"), held + Q, max_new_tokens, self.config.text_config)
         if cache is None:
             cache = KVCache(self.config.text_config, B, Q + max_new_tokens, self.device, self.dtype)
-        if cache.length + Q + max_new_tokens > (limit := self.config.text_config.max_position_embeddings):
-            sizes = f"{cache.length + Q} tokens and {max_new_tokens} new ones do not fit the model's context of {limit}"
-            raise ValueError(f"{sizes}; lower max_pixels or max_new_tokens, or start anew.")
-        generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
+        plan = options.plan_generation(self, inputs, eos_token_id, suppress_tokens, seed)
         ended = torch.zeros(B, dtype=torch.bool, device=self.device)
+        inputs = plan.inputs
+
         for _ in range(max_new_tokens):
-            # the whole prompt first, then one id at a time; of the prompt's logits only the last are ever made
             logits = self(input_ids, **inputs, cache=cache, logits_to_keep=1).logits[:, -1].float()  # (B, V)
-            if not logits.isfinite().all():
-                raise ValueError(f"The logits are not finite in {self.dtype}; load the model in bfloat16 or float32.")
-            logits[:, suppress_tokens] = -torch.inf
-            next_ids = choose(logits, cache.token_ids, settings, generator).masked_fill(ended, pad)  # (B,)
+            options.check_finite(logits, self.dtype)
+            logits[:, plan.suppressed] = -torch.inf
+            next_ids = choose(logits, cache.token_ids, plan.settings, plan.generator)  # (B,)
+            next_ids = next_ids.masked_fill(ended, plan.pad_id)
             yield next_ids
-            ended |= torch.isin(next_ids, eos)
+
+            ended |= torch.isin(next_ids, plan.end_ids)
             if ended.all():
                 return
-            input_ids, inputs = next_ids[:, None], {}
+            input_ids = next_ids[:, None]  # (B, 1): from now on one id at a time, the cache has all before it
+            inputs = {}
 
-    def generate(self, input_ids: Tensor, **options) -> Tensor:
+    def generate(self, input_ids: Tensor, **asked) -> Tensor:
         """The prompt and its continuation, (B, S + new); options as for `generate_steps`."""
-        return torch.cat([input_ids, *(ids[:, None] for ids in self.generate_steps(input_ids, **options))], dim=1)
+        new_ids = [ids[:, None] for ids in self.generate_steps(input_ids, **asked)]  # (B, 1) each
+        return torch.cat([input_ids, *new_ids], dim=1)
 
-    def stream(self, tokenizer: Qwen2VLTokenizer, input_ids: Tensor, skip_special_tokens: bool = True, **options):
+    def stream(self, tokenizer, input_ids: Tensor, skip_special_tokens=True, **asked) -> Iterator[str]:
         """Yield the answer to one prompt (B = 1) as pieces of text, as soon as they are whole characters."""
-        ids, shown = [], 0
-        for next_id in self.generate_steps(input_ids, **options):
-            ids.append(int(next_id[0]))
-            text = tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
-            # one emoji can be several tokens; until the last of its bytes is there it decodes to "�"
-            if not text.endswith("�"):
-                yield text[shown:]
-                shown = len(text)
-        yield tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)[shown:]
+        new_ids = (int(ids[0]) for ids in self.generate_steps(input_ids, **asked))
+        return messages.whole_characters(new_ids, tokenizer, skip_special_tokens)

@@ -19,6 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple, get_type_hints
 
+import tokenizers
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -248,6 +249,15 @@ def processor_to_dict(image_processor, video: bool = False) -> dict:
     size = {"shortest_edge": frames["min_pixels"], "longest_edge": frames["max_pixels"]}
     frames = {"min_pixels": frames["min_pixels"], "max_pixels": frames["max_pixels"], "size": size}
     return {"video_processor_type": "Qwen2VLVideoProcessor", "processor_class": "Qwen2VLProcessor"} | d | frames
+
+
+def read_tokenizer(file: str | Path) -> tokenizers.Tokenizer:
+    """A tokenizer.json, whose vocabulary and merges are all that BPE needs."""
+    file = plain_file(file, MAX_TEXT_BYTES)
+    try:
+        return tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises bare Exceptions
+        raise ValueError(f"{file} is not a readable tokenizer.json ({error}).") from None
 
 
 def read_chat_template(folder: Path) -> str | None:

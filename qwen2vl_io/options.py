@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from difflib import get_close_matches
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from qwen2vl_io.sentences import shown
 
@@ -50,6 +52,8 @@ REFUSED = {
     "input_data_format": ((None,), "arrays are (height, width, 3), tensors (3, height, width)"),
 }
 PADDING = (True, False, "longest", "do_not_pad")
+MAX_RATIO = 200  # of a picture: its longer side / its shorter side
+MAX_AREA = 2**26  # pixels of a resized picture, more than twice as many as fit the context
 
 
 def call_options(asked: dict, text: bool = True) -> dict:
@@ -205,6 +209,106 @@ def sampling_settings(generation_config: dict, **asked) -> dict:
     if settings["temperature"] < 1e-5 or settings["top_k"] == 1 or not settings["do_sample"]:
         settings |= {"do_sample": False, "temperature": 0.0, "top_p": 1.0, "top_k": 1}  # all of these mean: greedy
     return settings
+
+
+def generation_settings(generation_config: dict, asked: dict) -> tuple[dict, dict]:
+    """Split what a call of `generate` was given besides its named parameters: (sampling settings in force, the model's
+    inputs).
+
+    `asked` itself stays unchanged. Raises ValueError for whatever is neither, and for settings out of their range.
+    """
+    inputs = dict(asked)
+    sampling = {name: inputs.pop(name, None) for name in NEUTRAL}
+    return sampling_settings(generation_config, **sampling), generation_inputs(inputs)
+
+
+def check_prompt_fits(tokens: int, max_new_tokens: int, context: int) -> None:
+    """The prompt (with what the cache holds) and its continuation must fit the model's context."""
+    if tokens + max_new_tokens > context:
+        raise ValueError(
+            f"{tokens} tokens and {max_new_tokens} new ones do not fit the model's context of {context}; "
+            "lower max_pixels or max_new_tokens, or start anew."
+        )
+
+
+def check_padded_left(attention_mask: Tensor | None) -> None:
+    """To generate, no row of a mask (B, Q) may end in padding; rows of nothing but padding do not count."""
+    if attention_mask is None:
+        return
+    ends_in_padding = attention_mask.any(1) & (attention_mask[:, -1] == 0)
+    if ends_in_padding.any():
+        raise ValueError("To generate, pad the prompts on the left: the new tokens follow the last place.")
+
+
+def check_finite(logits: Tensor, dtype: torch.dtype) -> None:
+    """Logits that overflowed (in float16, Qwen2-VL's do) cannot be chosen from."""
+    if not logits.isfinite().all():
+        raise ValueError(f"The logits are not finite in {dtype}; load the model in bfloat16 or float32.")
+
+
+def check_prompt(attention_mask: Tensor | None, tokens: int, max_new_tokens: int, text_config) -> None:
+    """Whether an answer to this prompt can be generated: it is padded on the left, and there is room for both."""
+    check_padded_left(attention_mask)
+    check_prompt_fits(tokens, max_new_tokens, text_config.max_position_embeddings)
+
+
+@dataclass
+class GenerationPlan:
+    """What a generation goes by, once defaults, the checkpoint's file and the caller's words are put together."""
+
+    settings: dict  # of `choose`: do_sample, temperature, top_k, top_p, repetition_penalty
+    inputs: dict  # of the model's forward, for the prompt
+    end_ids: Tensor  # ids that end a row
+    pad_id: int  # what a row that has ended goes on with
+    suppressed: list[int]  # ids that are never chosen
+    generator: torch.Generator | None  # None: PyTorch's own
+
+
+def plan_generation(model, inputs: dict, eos_token_id, suppress_tokens, seed: int | None) -> GenerationPlan:
+    """The plan for a call of `generate_steps`. Raises ValueError for what it does not understand."""
+    settings, inputs = generation_settings(model.generation_config, inputs)
+    end_ids = model.end_token_ids(eos_token_id)
+    pad_id = model.generation_config.get("pad_token_id", end_ids[0] if end_ids else 0)
+    if suppress_tokens is None:  # the vision tokens, which would announce a picture that is not there
+        suppress_tokens = list(range(model.config.vision_start_token_id, model.config.video_token_id + 1))
+
+    return GenerationPlan(
+        settings=settings,
+        inputs=inputs,
+        end_ids=torch.tensor(end_ids, dtype=torch.long, device=model.device),
+        pad_id=pad_id,
+        suppressed=suppress_tokens,
+        generator=None if seed is None else torch.Generator(model.device).manual_seed(seed),
+    )
+
+
+def check_attention(name: str, known: dict) -> None:
+    """The name of an attention implementation."""
+    if name not in known:
+        raise ValueError(f"attn_implementation={shown(name)} is not one of {', '.join(known)}.")
+
+
+def check_sizes(height: int, width: int, min_pixels: int, max_pixels: int) -> None:
+    """The size of a picture and the limits of its area, in pixels, before it is resized."""
+    if min(height, width) < 1:
+        raise ValueError(f"A picture of {width}×{height} pixels has nothing in it.")
+    if min_pixels > max_pixels:
+        raise ValueError(f"min_pixels ({min_pixels}) is larger than max_pixels ({max_pixels}); swap or lower it.")
+    if max(height, width) / min(height, width) > MAX_RATIO:
+        raise ValueError(f"A picture of {width}×{height} pixels is longer than {MAX_RATIO}:1; crop it first.")
+
+
+def check_area(height: int, width: int) -> None:
+    """The size to which a picture would be resized, in pixels."""
+    if height * width > MAX_AREA:
+        raise ValueError(f"{width}×{height} pixels do not fit a context of tokens; lower min_ and max_pixels.")
+
+
+def check_lengths(rows: list[list[int]], asked: dict) -> None:
+    """Whether prompts without padding, if that is asked for, can be one tensor."""
+    unpadded = asked.get("padding") in (False, "do_not_pad")
+    if unpadded and len({len(ids) for ids in rows}) > 1:
+        raise ValueError("Prompts of different lengths need padding=True to become one tensor.")
 
 
 def flash_problem(device: str, dtype: torch.dtype, head_dim: int) -> str | None:

@@ -27,7 +27,7 @@ from qwen2vl_cli.chat import Chat, what_is_new
 from qwen2vl_cli.prompts import with_files
 from qwen2vl_io import urls, videos
 from qwen2vl_mini import (
-    ATTENTION_NAMES,
+    ATTENTION,
     KVCache,
     Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessor,
@@ -1030,7 +1030,7 @@ def test_ctrl_c_in_a_chat(ask, monkeypatch, loaded, by_hand):
 
 def test_options_are_those_of_the_model_without_importing_it():
     assert command_line.DTYPES == ("auto", *weights_loader.DTYPES)
-    assert command_line.ATTENTION == tuple(ATTENTION_NAMES)
+    assert command_line.ATTENTION == tuple(ATTENTION)
     code = "import sys; from qwen2vl_cli.__main__ import main; main(['--fps', '-1']); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "False\n" and one_sentence(done.stderr)

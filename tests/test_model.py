@@ -15,10 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from qwen2vl_io.options import flash_problem
 from qwen2vl_mini import (
+    ATTENTION,
     KVCache,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
-    attend,
     choose,
     cos_sin,
     mrope_angles,
@@ -138,7 +138,7 @@ def slow_attention(q, k, v, causal: bool) -> torch.Tensor:
 def test_attention_is_the_formula(implementation, causal, Q, S, H, Hkv):
     """Prefill, tower, decoding and a later chat turn (Q of S), with and without shared heads."""
     q, k, v = torch.randn(2, H, Q, 16), torch.randn(2, Hkv, S, 16), torch.randn(2, Hkv, S, 16)
-    found = attend(q, k, v, causal, implementation)
+    found = ATTENTION[implementation](q, k, v, causal)
     torch.testing.assert_close(found, slow_attention(q, k, v, causal), atol=1e-5, rtol=1e-5)
 
 
@@ -207,7 +207,7 @@ def test_flash_problem(device, dtype, head_dim, problem):
 def test_flash_demanded_where_it_cannot_run_says_why():
     q = torch.zeros(1, 2, 3, 16, device="meta")
     with pytest.raises(ValueError, match="demanded but it needs .* here are meta, float32, 16; use .*'sdpa'"):
-        attend(q, q, q, True, "flash")
+        ATTENTION["flash"](q, q, q, True)
 
 
 @pytest.fixture
@@ -264,9 +264,9 @@ def test_two_pictures_in_one_call_do_not_see_each_other(implementation, sizes):
     first, second = (1, *sizes[:2]), (1, *sizes[2:])
     tower = shared_model().visual
     pixels, grids = patches(first, second)
-    together = tower(pixels, grids, implementation)
+    together = tower(pixels, grids, ATTENTION[implementation])
     cut = math.prod(first)
-    alone = [tower(pixels[:cut], grids[:1], implementation), tower(pixels[cut:], grids[1:], implementation)]
+    alone = [tower(pixels[:cut], grids[:1], implementation), tower(pixels[cut:], grids[1:], ATTENTION[implementation])]
     assert relative_difference(together, torch.cat(alone)) < 1e-5
     assert relative_difference(tower(pixels.flip(0), grids)[-1:], together[-1:]) > 1e-2  # the pixels do matter
 
@@ -277,8 +277,8 @@ def test_a_clip_is_its_frame_pairs_as_stills(implementation):
     """Positions start anew in each frame pair, and no patch sees another pair."""
     tower = shared_model().visual
     pixels, grid = patches((3, 4, 6))
-    stills = tower(pixels, torch.tensor([[1, 4, 6]] * 3), implementation)
-    assert relative_difference(tower(pixels, grid, implementation), stills) < 1e-5
+    stills = tower(pixels, torch.tensor([[1, 4, 6]] * 3), ATTENTION[implementation])
+    assert relative_difference(tower(pixels, grid, ATTENTION[implementation]), stills) < 1e-5
 
 
 @torch.no_grad()

@@ -927,7 +927,7 @@ def test_signatures_have_the_official_names():
         official = set(inspect.signature(inspect.unwrap(theirs)).parameters)
         if "past_key_values" in official:  # its name until transformers 5.23
             official.add("cache")
-        generic = {"output_hidden_states", "output_attentions", "options"}  # in the official **kwargs
+        generic = {"output_hidden_states", "output_attentions", "asked"}  # in the official **kwargs
         assert set(inspect.signature(ours).parameters) - generic <= official, ours
 
 

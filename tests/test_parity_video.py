@@ -17,7 +17,14 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
-from qwen2vl_mini import KVCache, Qwen2VLImageProcessor, Qwen2VLImageProcessorFast, get_rope_index, unpatchify
+from qwen2vl_mini import (
+    ATTENTION,
+    KVCache,
+    Qwen2VLImageProcessor,
+    Qwen2VLImageProcessorFast,
+    get_rope_index,
+    unpatchify,
+)
 from tests.official import official_rope_index, twins
 from tests.small_models import image, make_inputs, one_row, real_tokens, relative_difference, small_model, video
 
@@ -243,12 +250,14 @@ def test_three_frame_pairs_are_three_stills_to_the_tower(implementation):
     processor = Qwen2VLImageProcessor(video_min_pixels=784)
     clip = processor.preprocess(videos=frames)
     assert clip.video_grid_thw.tolist() == [[3, 6, 8]]
-    together = model.visual(clip.pixel_values_videos, clip.video_grid_thw, implementation)
+    together = model.visual(clip.pixel_values_videos, clip.video_grid_thw, ATTENTION[implementation])
     pairs = [processor.preprocess(videos=frames[i : i + 2]) for i in (0, 2, 4)]
     assert torch.equal(torch.cat([pair.pixel_values_videos for pair in pairs]), clip.pixel_values_videos)
-    alone = [model.visual(pair.pixel_values_videos, torch.tensor([[1, 6, 8]]), implementation) for pair in pairs]
+    alone = [
+        model.visual(pair.pixel_values_videos, torch.tensor([[1, 6, 8]]), ATTENTION[implementation]) for pair in pairs
+    ]
     assert relative_difference(together, torch.cat(alone)) < SAME
-    swapped = model.visual(pairs[1].pixel_values_videos, torch.tensor([[1, 8, 6]]), implementation)
+    swapped = model.visual(pairs[1].pixel_values_videos, torch.tensor([[1, 8, 6]]), ATTENTION[implementation])
     assert relative_difference(swapped, alone[1]) > 1e-3, "the stills are compared at their own size"
 
 
