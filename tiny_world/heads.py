@@ -29,8 +29,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qwen2vl_mini import Qwen2VLForConditionalGeneration
-from tiny_world.batches import EVENTS, NAMES, RELATIONS, SLOTS
-from tiny_world.scenes import CHARACTERS, COLOURS, MAX_SIDE, MAX_TEXT_LENGTH, MAX_THINGS, SHAPES
+from tiny_world.batches import EVENTS, NAMES, SLOTS
+from tiny_world.scenes import CHARACTERS, COLOURS, MAX_SIDE, MAX_TEXT_LENGTH, MAX_THINGS, RELATIONS, SHAPES
 
 LARGEST_SIZE = MAX_SIDE // 28  # rows or columns of visual tokens
 
