@@ -21,7 +21,17 @@ from dataclasses import dataclass, replace
 
 import weights_loader
 from media_loader import parse_boxes
-from tiny_world.scenes import MAX_SIDE, MAX_THINGS, MIN_SIDE, TASKS, TEST_SEED, Sample, make_sample, messages
+from tiny_world.scenes import (
+    MAX_SIDE,
+    MAX_THINGS,
+    MIN_SIDE,
+    READ_BELOW,
+    TASKS,
+    TEST_SEED,
+    Sample,
+    make_sample,
+    messages,
+)
 
 BATCH_PIXELS = 25 * 224 * 224  # of pictures answered in one call
 
@@ -52,9 +62,7 @@ class World:
         return samples
 
 
-READ_WORLD = World(
-    max_side=349
-)  # training shows no texts in pictures with a longer side: those have a row of their own
+READ_WORLD = World(max_side=READ_BELOW - 1)  # larger pictures, whose texts training does not show, have their own row
 UNSEEN_TASKS = ("describe", "colour", "shape", "where")
 
 
@@ -62,7 +70,7 @@ def rows_of(tasks: list[str]) -> dict[str, tuple[str, World]]:
     """The rows of the table: name → task and scenes."""
     rows = {task: (task, READ_WORLD if task == "read" else World()) for task in tasks}
     if "read" in tasks:
-        rows["read, larger pictures"] = ("read", World(min_side=350))
+        rows["read, larger pictures"] = ("read", World(min_side=READ_BELOW))
     unseen = World(pairs="held_out", text_share=0.0)
     return rows | {f"{task}, unseen pairs": (task, unseen) for task in UNSEEN_TASKS if task in tasks}
 
