@@ -813,17 +813,19 @@ Drawn = tuple[list[Scene], list[Turn]]  # pictures (or the frames of a clip), an
 def draw_picture(
     rng: random.Random, canvas: Canvas, longest: int, processor: Qwen2VLProcessor, recipe: Recipe
 ) -> Drawn:
+    """One picture, with or without a text, and several questions about it."""
     scene = draw_scene(rng, canvas.width, canvas.height, longest, recipe)
     return [scene], turns_of_picture(scene, processor, rng, recipe)
 
 
 def draw_read(rng: random.Random, canvas: Canvas, longest: int) -> Drawn:
+    """A picture with a text to be read, and one thing at most."""
     scene = scenes.make_scene(rng, canvas.width, canvas.height, rng.choice((0, 0, 1)), rng.randint(1, longest))
     return [scene], [mark_turn("read", *scenes.ask(scene, "read", rng), scene, [])]
 
 
 def draw_pair(rng: random.Random, canvas: Canvas, recipe: Recipe) -> Drawn | None:
-    """None where the draw fails, or where the pictures have nothing in common and that was all that was asked."""
+    """Two pictures and questions about both; None where the draw fails, or where nothing can be asked."""
     made_for = rng.choice(scenes.COMPARE_QUESTIONS)
     pair = scenes.make_pair(rng, canvas.width, canvas.height, made_for, max(recipe.things), "train")
     if not pair or not pair[1].things:
@@ -833,7 +835,7 @@ def draw_pair(rng: random.Random, canvas: Canvas, recipe: Recipe) -> Drawn | Non
 
 
 def draw_clip(rng: random.Random, canvas: Canvas, recipe: Recipe) -> Drawn | None:
-    """None where nothing can move in so small a picture."""
+    """A clip and questions about it; None where nothing can move in so small a picture."""
     clip = scenes.make_clip(rng, canvas.width, canvas.height, canvas.frames, max(recipe.things), "train")
     if clip is None:
         return None
