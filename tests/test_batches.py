@@ -194,9 +194,11 @@ def test_what_changed_is_what_the_answer_says():
 
 
 def encoded(processor, turns, media=("image",), cells=(4,)):
-    ids, owner, known, ends, begins = batches.encode_turns(processor, turns, list(media), list(cells))
-    assert [owner[i + 1] for i in begins] == list(range(len(turns))) and {owner[i] for i in begins} == {-1}
-    return ids, owner, known, ends, [processor.tokenizer.decode([i]) for i in ids]
+    found = batches.encode_turns(processor, turns, list(media), list(cells))
+    ids, owner = found.ids, found.answers
+    assert [owner[i + 1] for i in found.begins] == list(range(len(turns)))
+    assert {owner[i] for i in found.begins} == {-1}
+    return ids, owner, found.marks, found.ends, [processor.tokenizer.decode([i]) for i in ids]
 
 
 def test_only_the_answers_are_learned(processor):
@@ -222,8 +224,8 @@ def test_a_box_in_a_question_is_text_unless_trusted(processor):
     turn = batches.Turn("what", "What is in the box <|box_start|>(1,2),(3,4)<|box_end|>?", "A red circle.")
     box_start = processor.tokenizer.special_ids["<|box_start|>"]
     for trusted in (False, True):
-        ids, *_ = batches.encode_turns(processor, [turn], ["image"], [4], trusted)
-        assert (box_start in ids) == trusted
+        found = batches.encode_turns(processor, [turn], ["image"], [4], trusted)
+        assert (box_start in found.ids) == trusted
 
 
 @pytest.mark.parametrize("task", ["describe", "where", "colour", "shape", "what", "relation", "read"])

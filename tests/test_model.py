@@ -266,7 +266,8 @@ def test_two_pictures_in_one_call_do_not_see_each_other(implementation, sizes):
     pixels, grids = patches(first, second)
     together = tower(pixels, grids, ATTENTION[implementation])
     cut = math.prod(first)
-    alone = [tower(pixels[:cut], grids[:1], implementation), tower(pixels[cut:], grids[1:], ATTENTION[implementation])]
+    attention = ATTENTION[implementation]
+    alone = [tower(pixels[:cut], grids[:1], attention), tower(pixels[cut:], grids[1:], attention)]
     assert relative_difference(together, torch.cat(alone)) < 1e-5
     assert relative_difference(tower(pixels.flip(0), grids)[-1:], together[-1:]) > 1e-2  # the pixels do matter
 

@@ -1,15 +1,16 @@
 """Scenes of the tiny world: coloured shapes and short texts, drawn with Pillow, with questions and exact answers.
 
 A `Scene` is a description (what, where, which colour); `render` draws it, `ask` asks about it, and `make_sample` does
-all of it from one seed. Everything is a pure function of its arguments: the same seed gives the same pixels and words.
+all of this from one seed. Everything is a pure function of its arguments: the same seed gives the same pixels and
+words.
 
 Units: positions and sizes are float pixels, x to the right and y down, (0, 0) is the top left corner of the picture;
 colours are (r, g, b) in 0..255; angles are degrees. Only numpy and Pillow are needed.
 
-Fonts come from matplotlib's bundled folder when it is installed (the same files everywhere, so seeds mean the same
-pictures everywhere), else from the system's font folders; Pillow's own font is always there. Two families are kept for
-the test (`fonts="test"`): both are matplotlib's. Where neither is found, Pillow's font stands in for them, though it is
-trained on as well; where no font at all is found, it is the only one.
+Fonts come from matplotlib's bundled folder if it is installed (its files are the same everywhere, so a seed means the
+same pictures everywhere), else from the system's font folders. Pillow's own font is always there. Two of matplotlib's
+families are kept for the test (`fonts="test"`); where neither is found, Pillow's font stands in for them, although
+training uses it, too.
 """
 
 import importlib.util
@@ -17,7 +18,9 @@ import math
 import random
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import permutations
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -37,7 +40,8 @@ COLOURS = {
 }
 CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 ALL_PAIRS = tuple((colour, shape) for shape in SHAPES for colour in COLOURS)
-# One pair a shape, no colour twice: every shape is still seen in 9 colours and every colour in at least 7 shapes.
+# One pair for each shape, no colour twice: training still shows every shape in 9 colours and every
+# colour in at least 7 shapes.
 HELD_OUT_PAIRS = frozenset(
     {
         ("purple", "circle"),
@@ -52,15 +56,20 @@ HELD_OUT_PAIRS = frozenset(
 )
 TEST_SEED = 1_000_000  # seeds from here on are never trained on
 
-MIN_SIDE, MAX_SIDE, MAX_ASPECT = 56, 448, 4  # of a picture: pixels, pixels, longer side over shorter side
+MIN_SIDE = 56  # of a picture, in pixels
+MAX_SIDE = 448
+MAX_ASPECT = 4  # longer side over shorter side
 MAX_THINGS = 6
 MAX_TEXT_LENGTH = 8
-MIN_RADIUS, MAX_RADIUS = 9.0, 60.0  # pixels; a radius is half the longer side of the bounding box
-RADIUS_PER_SIDE = 1 / 16  # and never smaller than this part of the picture's shorter side
+READ_BELOW = 350  # pixels: texts in pictures with a side of this or more are kept for the test
+MIN_RADIUS = 9.0  # pixels; a radius is half the longer side of the bounding box
+MAX_RADIUS = 60.0
+RADIUS_PER_SIDE = 1 / 16  # least radius over the picture's shorter side
 MIN_GAP = 2.0  # pixels between two bounding boxes
 MIN_CONTRAST = 60.0  # RGB units between an object's colour and any colour of the background
-TEXT_CONTRAST = 110.0  # wanted for text, whose strokes are thin
-MIN_TEXT_HEIGHT, MAX_TEXT_HEIGHT = 12, 64  # pixels, of a capital letter
+TEXT_CONTRAST = 110.0  # the same for text, whose strokes are thin; less where no colour has as much
+MIN_TEXT_HEIGHT = 12  # pixels, of a capital letter
+MAX_TEXT_HEIGHT = 64
 MAX_ROTATION = 20.0  # degrees
 MAX_COLOUR_SHIFT = 20  # RGB units a channel
 SUPERSAMPLING = 4  # a shape is drawn this many times larger, then averaged down
@@ -138,7 +147,7 @@ class Scene:
 
 @dataclass
 class Sample:
-    """One example. `question` and `answer` are the last turn, the one to be judged; `turns` are all of them.
+    """One example. `question` and `answer` are the last turn, which is judged; `turns` are all turns.
 
     `images` are PIL images: one picture, two for "compare", the frames of one clip for "motion", none for "text".
     `scenes` describes each of them.
@@ -224,7 +233,8 @@ def thing_at(thing: Thing, cx: float, cy: float) -> Thing:
 
 def colour_distance(background: Background, rgb: RGB) -> float:
     """Least Euclidean distance, in RGB units, between `rgb` and any colour that the background uses."""
-    p, first = np.array(rgb, float), np.array(background.colours[0], float)
+    p = np.array(rgb, float)
+    first = np.array(background.colours[0], float)
     if background.kind == "noise":  # the nearest point of the cube first ± amplitude
         return float(np.linalg.norm(np.maximum(np.abs(p - first) - background.amplitude, 0)))
     if background.kind == "gradient":  # the nearest point of the segment from the first to the second colour
@@ -234,17 +244,23 @@ def colour_distance(background: Background, rgb: RGB) -> float:
     return min(float(np.linalg.norm(p - np.array(c, float))) for c in background.colours)
 
 
+def _clip_channel(value: float) -> int:
+    """A whole number from 0 to 255."""
+    return min(255, max(0, round(value)))
+
+
 def _jitter(rng: random.Random, rgb: RGB) -> RGB:
     """A slight change of brightness and of hue, within MAX_COLOUR_SHIFT on each channel."""
     brightness = rng.uniform(-0.6, 0.6) * MAX_COLOUR_SHIFT
-    return tuple(min(255, max(0, round(c + brightness + rng.uniform(-0.4, 0.4) * MAX_COLOUR_SHIFT))) for c in rgb)  # type: ignore[return-value]
+    shifts = [brightness + rng.uniform(-0.4, 0.4) * MAX_COLOUR_SHIFT for _ in rgb]
+    return tuple(_clip_channel(channel + shift) for channel, shift in zip(rgb, shifts))  # type: ignore[return-value]
 
 
 def _background_colour(rng: random.Random) -> RGB:
     """Half of the time a tone near grey (black to white), else any colour."""
     if rng.random() < 0.5:
         grey = rng.randint(10, 255)
-        return tuple(min(255, max(0, grey + rng.randint(-18, 18))) for _ in range(3))  # type: ignore[return-value]
+        return tuple(_clip_channel(grey + rng.randint(-18, 18)) for _ in range(3))  # type: ignore[return-value]
     return rng.randint(0, 255), rng.randint(0, 255), rng.randint(0, 255)
 
 
@@ -252,10 +268,11 @@ def _draw_background(rng: random.Random) -> Background:
     kind = rng.choice(("plain", "plain", "gradient", "noise", "stripes"))
     first = _background_colour(rng)
     # The second colour stays near the first one: a background is not meant to be read as an object.
-    second = tuple(min(255, max(0, c + rng.randint(-70, 70))) for c in first)
+    second = tuple(_clip_channel(c + rng.randint(-70, 70)) for c in first)
+    colours = (first, second) if kind in ("gradient", "stripes") else (first,)
     return Background(
         kind,
-        (first, second) if kind in ("gradient", "stripes") else (first,),  # type: ignore[arg-type]
+        colours,  # type: ignore[arg-type]
         angle=rng.uniform(0, 180) if kind == "gradient" else rng.choice((0.0, 45.0, 90.0, 135.0)),
         period=rng.uniform(5, 24),
         amplitude=rng.randint(8, 28) if kind == "noise" else 0,
@@ -264,7 +281,7 @@ def _draw_background(rng: random.Random) -> Background:
 
 
 def _choose_background(rng: random.Random, colours: list[RGB]) -> Background:
-    """A background at least MIN_CONTRAST (and rounding) away from all `colours`."""
+    """A background at least MIN_CONTRAST (and 2 for rounding) away from all `colours`."""
 
     def contrast(background: Background) -> float:
         return min((colour_distance(background, rgb) for rgb in colours), default=math.inf)
@@ -307,21 +324,28 @@ SYSTEM_FONT_FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts", "/Library/F
 
 
 def _has_glyphs(font: ImageFont.FreeTypeFont) -> bool:
-    """Whether every character has a glyph of its own, not blank and not the box for a missing one."""
+    """Whether every character has a glyph of its own, neither blank nor the box for a missing one."""
     missing = bytes(font.getmask("\uffff"))
     masks = [bytes(font.getmask(c)) for c in CHARACTERS]
     return all(masks) and missing not in masks and len(set(masks)) > len(CHARACTERS) - 2
 
 
+def _matplotlib_fonts() -> Path | None:
+    """The folder of fonts that comes with matplotlib, if that is installed."""
+    spec = importlib.util.find_spec("matplotlib")  # finding it is enough: importing it takes a while
+    if spec is None or spec.origin is None:
+        return None
+    folder = Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf"
+    return folder if folder.is_dir() else None
+
+
 @lru_cache(maxsize=1)
 def font_files() -> dict[str, str]:
     """Key "family/style" → path of the font file ("" for Pillow's own font), sorted by key."""
-    spec = importlib.util.find_spec("matplotlib")  # finding it is enough: importing it takes a while
-    bundled = Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" if spec and spec.origin else None
-    if bundled and bundled.is_dir():
-        folders, families = [bundled], MATPLOTLIB_FAMILIES
-    else:
-        folders, families = [Path(p) for p in SYSTEM_FONT_FOLDERS], SYSTEM_FAMILIES
+    bundled = _matplotlib_fonts()
+    folders = [bundled] if bundled else [Path(p) for p in SYSTEM_FONT_FOLDERS]
+    families = MATPLOTLIB_FAMILIES if bundled else SYSTEM_FAMILIES
+
     files = {f"{PILLOW_FAMILY}/Regular": ""}
     for path in sorted(p for folder in folders for p in folder.rglob("*.ttf")):
         try:
@@ -329,9 +353,11 @@ def font_files() -> dict[str, str]:
         except OSError:  # not a font that FreeType reads
             continue
         family, style = (part or "" for part in font.getname())
-        upright = not any(word in style for word in ("Italic", "Oblique"))
-        if family in families and upright and f"{family}/{style}" not in files and _has_glyphs(font):
-            files[f"{family}/{style}"] = str(path)
+        key = f"{family}/{style}"
+        is_upright = "Italic" not in style and "Oblique" not in style
+        if family in families and is_upright and key not in files and _has_glyphs(font):
+            files[key] = str(path)
+
     return dict(sorted(files.items()))
 
 
@@ -352,10 +378,10 @@ def font_families(fonts: str) -> tuple[tuple[str, ...], ...]:
 def load_font(key: str, size: int) -> ImageFont.FreeTypeFont:
     """The font `key` of `font_files()` at `size` pixels."""
     path = font_files()[key]
-    # The basic layout is the one every Pillow has, so glyphs land on the same pixels everywhere.
-    return (
-        ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC) if path else ImageFont.load_default(size)
-    )
+    if path == "":
+        return ImageFont.load_default(size)
+    # Every Pillow has the basic layout, so glyphs land on the same pixels everywhere.
+    return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
 
 
 @lru_cache(maxsize=64)
@@ -368,14 +394,17 @@ def _capital_height(key: str) -> float:
 def make_text(string: str, colour: str, rgb: RGB, height: float, key: str) -> Text:
     """The text with its baseline starting at (0, 0)."""
     capital = _capital_height(key)
-    size = max(
-        math.ceil(MIN_TEXT_HEIGHT / capital), min(math.floor(MAX_TEXT_HEIGHT / capital), round(height / capital))
-    )
+    smallest = math.ceil(MIN_TEXT_HEIGHT / capital)
+    largest = math.floor(MAX_TEXT_HEIGHT / capital)
+    size = max(smallest, min(largest, round(height / capital)))
     font = load_font(key, size)
-    edges = [font.getlength(string[:i]) for i in range(len(string) + 1)]
+
+    # The box of the ink: the font's own getbbox counts the space after the last letter.
     mask, (dx, dy) = font.getmask2(string, anchor="ls")
-    x1, y1, x2, y2 = mask.getbbox()  # of the ink: getbbox of the font would count the space after the last letter
+    x1, y1, x2, y2 = mask.getbbox()
     box = (x1 + dx, y1 + dy, x2 + dx, y2 + dy)
+
+    edges = [font.getlength(string[:i]) for i in range(len(string) + 1)]
     middle = (box[1] + box[3]) / 2
     centres = tuple(((left + right) / 2, middle) for left, right in zip(edges, edges[1:], strict=False))
     return Text(string, colour, rgb, 0, 0, size * capital, key, size, centres, tuple(map(float, box)))
@@ -392,16 +421,18 @@ def text_at(text: Text, x: int, y: int) -> Text:
 def _place_text(
     rng: random.Random, width: int, height: int, length: int, fonts: str, smallest: float = MIN_TEXT_HEIGHT
 ) -> Text:
-    """A random string, as tall as the draw and the picture allow; shorter than `length` where that many never fit."""
+    """A random string, as tall as the draw and the picture allow; shorter than `length` in a narrow picture."""
     string = "".join(rng.choice(CHARACTERS) for _ in range(length))
     key = rng.choice(rng.choice(font_families(fonts)))
     # Squared, because small text is the common case and the hard one.
     wanted = smallest + (MAX_TEXT_HEIGHT - smallest) * rng.random() ** 2
+
     while True:
         text = make_text(string, "black", COLOURS["black"], wanted, key)
         w, h = text.box[2] - text.box[0], text.box[3] - text.box[1]
         if w <= width - 2 and h <= height - 2:
-            x, y = rng.randint(1, int(width - 1 - w)), rng.randint(1, int(height - 1 - h))
+            x = rng.randint(1, int(width - 1 - w))
+            y = rng.randint(1, int(height - 1 - h))
             return text_at(text, x, y)
         if wanted > smallest:
             wanted = max(smallest, wanted * min(0.95, (width - 2) / w, (height - 2) / h))
@@ -423,11 +454,13 @@ def allowed_pairs(pairs: str) -> tuple[tuple[str, str], ...]:
 
 def _pick_kinds(rng: random.Random, count: int, pairs: str, repeat: float) -> list[tuple[str, str]]:
     """`count` (colour, shape) pairs; each repeats an earlier one's colour or shape with probability `repeat`."""
-    allowed, kinds = allowed_pairs(pairs), []
+    allowed = allowed_pairs(pairs)
+    kinds: list[tuple[str, str]] = []
     for _ in range(count):
         choice = allowed
         if kinds and rng.random() < repeat:
-            which, model = rng.randrange(2), rng.choice(kinds)
+            which = rng.randrange(2)  # the colour or the shape
+            model = rng.choice(kinds)
             choice = [p for p in allowed if p[which] == model[which]]
         kinds.append(rng.choice(choice))
     return kinds
@@ -436,6 +469,11 @@ def _pick_kinds(rng: random.Random, count: int, pairs: str, repeat: float) -> li
 def _apart(a: Box, b: Box) -> bool:
     """Whether two boxes are MIN_GAP pixels apart along x or along y."""
     return max(a[0] - b[2], b[0] - a[2], a[1] - b[3], b[1] - a[3]) >= MIN_GAP
+
+
+def _smallest_radius(width: int, height: int) -> float:
+    """Of a thing in a picture of this size."""
+    return max(MIN_RADIUS, RADIUS_PER_SIDE * min(width, height))
 
 
 def _place_thing(
@@ -449,21 +487,25 @@ def _place_thing(
 ) -> Thing | None:
     """Try 60 places, shrinking the radius on the way; None where nothing fits."""
     colour, shape = kind
-    smallest = max(MIN_RADIUS, RADIUS_PER_SIDE * min(width, height))
-    step = max(2.0, width / 48)  # least distance between two centres along x, so that the order is plain to see
+    smallest = _smallest_radius(width, height)
+    step = max(2.0, width / 48)  # least distance between two centres along x, so that their order is plain to see
     rotation = rng.choice((0.0, rng.uniform(-MAX_ROTATION, MAX_ROTATION)))
     half_w, half_h = shape_extent(shape, rotation)
     rgb = _jitter(rng, COLOURS[colour])
+
     for attempt in range(60):
         if attempt % 6 == 5:
             radius = max(smallest, radius * 0.85)
         w, h = half_w * radius, half_h * radius
         if 2 * w + 2 > width or 2 * h + 2 > height:
             continue
-        cx, cy = rng.uniform(w + 1, width - 1 - w), rng.uniform(h + 1, height - 1 - h)
+        cx = rng.uniform(w + 1, width - 1 - w)
+        cy = rng.uniform(h + 1, height - 1 - h)
         box = (cx - w, cy - h, cx + w, cy + h)
-        if all(abs(cx - t.cx) >= step for t in things) and all(_apart(box, other) for other in boxes):
+        is_in_order = all(abs(cx - t.cx) >= step for t in things)
+        if is_in_order and all(_apart(box, other) for other in boxes):
             return Thing(shape, colour, cx, cy, radius, rotation, rgb, None, box)
+
     return None
 
 
@@ -496,27 +538,43 @@ def make_scene(
         raise ValueError(f"A picture's sides must be {MIN_SIDE} to {MAX_SIDE} pixels, not {width}x{height}.")
     if kinds is None:
         kinds = _pick_kinds(rng, num_things, pairs, repeat)
+
     text = _place_text(rng, width, height, text_length, fonts, smallest_text) if text_length else None
-    boxes = [text.box] if text else []
-    things: list[Thing] = []
-    smallest = max(MIN_RADIUS, RADIUS_PER_SIDE * min(width, height))
+    things = _place_things(rng, kinds, width, height, text)
+
+    background = _choose_background(rng, [t.rgb for t in things])
+    things = [replace(t, outline=_choose_outline(rng, t.rgb, background)) for t in things]
+    if text:
+        text = colour_text(rng, text, background)
+
+    return Scene(width, height, background, _from_left_to_right(things), text)
+
+
+def _from_left_to_right(things: list[Thing]) -> tuple[Thing, ...]:
+    return tuple(sorted(things, key=lambda t: t.cx))
+
+
+def _place_things(
+    rng: random.Random, kinds: list[tuple[str, str]], width: int, height: int, text: Text | None
+) -> list[Thing]:
+    """A thing for each (colour, shape) pair that finds a place, in a picture with a text or without."""
+    smallest = _smallest_radius(width, height)
     share = 0.42 * math.sqrt(width * height / max(1, len(kinds)))  # leaves room for the others
     largest = max(smallest, min(MAX_RADIUS, min(width, height) / 2 - 2, share))
+
+    things: list[Thing] = []
+    boxes = [text.box] if text else []
     for kind in kinds:
         radius = smallest + (largest - smallest) * rng.random()
         thing = _place_thing(rng, kind, width, height, radius, things, boxes)
         if thing is not None:
             things.append(thing)
             boxes.append(thing.box)
-    background = _choose_background(rng, [t.rgb for t in things])
-    things = [replace(t, outline=_choose_outline(rng, t.rgb, background)) for t in things]
-    if text:
-        text = colour_text(rng, text, background)
-    return Scene(width, height, background, tuple(sorted(things, key=lambda t: t.cx)), text)
+    return things
 
 
 def colour_text(rng: random.Random, text: Text, background: Background) -> Text:
-    """Any colour with enough contrast; the one with the most where none has."""
+    """The text in any colour with enough contrast, or, where none has it, in the one with the most."""
     tones = {name: _jitter(rng, rgb) for name, rgb in COLOURS.items()}
     clear = [name for name in tones if colour_distance(background, tones[name]) >= TEXT_CONTRAST]
     name = rng.choice(clear) if clear else max(tones, key=lambda n: colour_distance(background, tones[n]))
@@ -531,24 +589,35 @@ def colour_text(rng: random.Random, text: Text, background: Background) -> Text:
 def render_background(background: Background, width: int, height: int) -> Image.Image:
     """The background alone, RGB."""
     if background.kind == "noise":
-        grain = max(2, round(background.period / 2))
-        shape = (height // grain + 2, width // grain + 2, 3)
-        offsets = np.random.default_rng(background.seed).integers(
-            -background.amplitude, background.amplitude + 1, shape
-        )
-        coarse = np.clip(np.array(background.colours[0]) + offsets, 0, 255).astype(np.uint8)
-        # Bilinear stays between its samples, so no pixel leaves the amplitude that the contrast was checked with.
-        return Image.fromarray(coarse).resize((width, height), Image.Resampling.BILINEAR)
+        return _render_noise(background, width, height)
     image = Image.new("RGB", (width, height), background.colours[0])
-    if background.kind in ("gradient", "stripes"):
-        c, s = math.cos(math.radians(background.angle)), math.sin(math.radians(background.angle))
-        along = np.arange(width, dtype=np.float32) * c + np.arange(height, dtype=np.float32)[:, None] * s
-        if background.kind == "stripes":
-            mask = (np.floor(along / background.period) % 2) * 255
-        else:
-            mask = (along - along.min()) * (255 / np.ptp(along))
-        image.paste(background.colours[1], (0, 0), Image.fromarray(mask.astype(np.uint8)))
+    if background.kind == "plain":
+        return image
+
+    # How far each pixel lies along the direction in which the colour changes, (height, width).
+    angle = math.radians(background.angle)
+    x = np.arange(width, dtype=np.float32)
+    y = np.arange(height, dtype=np.float32)[:, None]
+    along = x * math.cos(angle) + y * math.sin(angle)
+
+    # How much of the second colour each pixel has, 0 to 255.
+    if background.kind == "stripes":
+        mask = (np.floor(along / background.period) % 2) * 255
+    else:
+        mask = (along - along.min()) * (255 / np.ptp(along))
+    image.paste(background.colours[1], (0, 0), Image.fromarray(mask.astype(np.uint8)))
     return image
+
+
+def _render_noise(background: Background, width: int, height: int) -> Image.Image:
+    """Random grains around one colour, smoothed."""
+    grain = max(2, round(background.period / 2))  # pixels
+    shape = (height // grain + 2, width // grain + 2, 3)
+    rng = np.random.default_rng(background.seed)
+    offsets = rng.integers(-background.amplitude, background.amplitude + 1, shape)
+    coarse = np.clip(np.array(background.colours[0]) + offsets, 0, 255).astype(np.uint8)
+    # Bilinear stays between its samples, so no pixel leaves the amplitude with which the contrast was checked.
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BILINEAR)
 
 
 def _shape_mask(points: np.ndarray, hole: np.ndarray | None, size: tuple[int, int]) -> Image.Image:
@@ -564,12 +633,16 @@ def _shape_mask(points: np.ndarray, hole: np.ndarray | None, size: tuple[int, in
 
 def _paint_thing(image: Image.Image, thing: Thing) -> None:
     """Draw the thing, supersampled within its own patch only."""
-    left, top = math.floor(thing.box[0]) - 1, math.floor(thing.box[1]) - 1
+    left = math.floor(thing.box[0]) - 1
+    top = math.floor(thing.box[1]) - 1
     size = (math.ceil(thing.box[2]) + 1 - left, math.ceil(thing.box[3]) + 1 - top)
-    unit = outline_points(thing.shape, thing.rotation)
+    unit = outline_points(thing.shape, thing.rotation)  # (N, 2)
     centre = np.array([thing.cx - left, thing.cy - top])
-    border = min(3.0, max(1.2, 0.07 * thing.radius)) if thing.outline else 0.0  # pixels
-    layers = [(thing.outline, 0.0), (thing.rgb, border)] if thing.outline else [(thing.rgb, 0.0)]
+
+    layers = [(thing.rgb, 0.0)]  # colour, and how far inside the thing's border, in pixels
+    if thing.outline:
+        border = min(3.0, max(1.2, 0.07 * thing.radius))
+        layers = [(thing.outline, 0.0), (thing.rgb, border)]
     for rgb, inset in layers:
         outer = unit * (thing.radius - inset) + centre
         hole = unit * (thing.radius * RING_HOLE + inset) + centre if thing.shape == "ring" else None
@@ -582,10 +655,14 @@ def render(scene: Scene) -> Image.Image:
     for thing in scene.things:
         _paint_thing(image, thing)
     if scene.text:
-        text = scene.text
-        font = load_font(text.font, text.size)
-        ImageDraw.Draw(image).text((text.x, text.y), text.string, fill=text.rgb, font=font, anchor="ls")
+        paint_text(image, scene.text)
     return image
+
+
+def paint_text(image: Image.Image, text: Text) -> None:
+    """Draw the text at its place."""
+    font = load_font(text.font, text.size)
+    ImageDraw.Draw(image).text((text.x, text.y), text.string, fill=text.rgb, font=font, anchor="ls")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -608,9 +685,12 @@ def capitalise(sentence: str) -> str:
 
 def description(things: tuple[Thing, ...] | list[Thing], text: Text | None = None) -> str:
     """`A red circle, a blue square and the text "AB12".`: objects in the order given, the text last."""
-    parts = [with_article(t.name) for t in things] + ([f'the text "{text.string}"'] if text else [])
-    listed = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
-    return capitalise(listed) + "."
+    parts = [with_article(t.name) for t in things]
+    if text:
+        parts.append(f'the text "{text.string}"')
+    if len(parts) > 1:
+        parts = [", ".join(parts[:-1]), parts[-1]]
+    return capitalise(" and ".join(parts)) + "."
 
 
 def answer_box(box: Box, width: int, height: int) -> str:
@@ -626,7 +706,7 @@ def _alone(values: list[str]) -> list[int]:
 
 
 def _ask_count(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
-    """The three wordings in equal parts; about one question in ten is about something absent."""
+    """The three wordings in equal shares; about one question in ten is about something absent."""
     wording = rng.choice(("shape", "colour", "objects"))
     if wording == "objects":
         return ("How many objects are there?", str(len(scene.things))) if scene.things else None
@@ -634,7 +714,7 @@ def _ask_count(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
     absent = [v for v in (SHAPES if wording == "shape" else COLOURS) if v not in values]
     if not values or (absent and rng.random() < 0.15):
         asked = rng.choice(absent)
-    else:  # first the number, then what has it: otherwise nearly every answer is 1
+    else:  # the answer is drawn first, then what it is true of: otherwise nearly every answer is 1
         counts = sorted({values.count(v) for v in values})
         number = rng.choice(counts)
         asked = rng.choice(sorted({v for v in values if values.count(v) == number}))
@@ -675,16 +755,15 @@ def _ask_what(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
 
 
 def _ask_relation(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
-    """Only about things whose centres differ clearly: by 8% of that side and at least 6 pixels."""
+    """Only about things whose centres differ clearly: by 8 % of the picture's side and at least 6 pixels."""
     unique = [scene.things[i] for i in _alone([t.name for t in scene.things])]
-    clear = []
-    for a in unique:
-        for b in unique:
-            dx, dy = b.cx - a.cx, b.cy - a.cy
-            if a is not b and abs(dx) >= max(6, 0.08 * scene.width):
-                clear.append((a, b, ("left of", "right of"), dx > 0))
-            if a is not b and abs(dy) >= max(6, 0.08 * scene.height):
-                clear.append((a, b, ("above", "below"), dy > 0))
+    clear = []  # both things, the two relations, and whether the first of these holds
+    for a, b in permutations(unique, 2):
+        dx, dy = b.cx - a.cx, b.cy - a.cy
+        if abs(dx) >= max(6, 0.08 * scene.width):
+            clear.append((a, b, RELATIONS[:2], dx > 0))
+        if abs(dy) >= max(6, 0.08 * scene.height):
+            clear.append((a, b, RELATIONS[2:], dy > 0))
     if not clear:
         return None
     a, b, words, first_holds = rng.choice(clear)
@@ -719,7 +798,7 @@ def ask(scene: Scene, task: str, rng: random.Random) -> tuple[str, str] | None:
 
 
 def matched_things(first: Scene, second: Scene) -> dict[int, int]:
-    """Things of the same colour and shape in two pictures, each matched once: number in the first → in the second."""
+    """Things of the same colour and shape in two pictures, each matched once: index in the first → in the second."""
     matched: dict[int, int] = {}
     for i, thing in enumerate(first.things):
         for k, other in enumerate(second.things):
@@ -730,7 +809,7 @@ def matched_things(first: Scene, second: Scene) -> dict[int, int]:
 
 
 def common_things(first: Scene, second: Scene) -> list[Thing]:
-    """The things of the first scene that the second has too (by colour and shape), each counted once for each pair."""
+    """The things of the first scene that the second has, too (by colour and shape), each matched once."""
     return [first.things[i] for i in matched_things(first, second)]
 
 
@@ -758,7 +837,7 @@ COMPARE_QUESTIONS = ("Which picture has more objects?", "Are the pictures the sa
 def _recolour(rng: random.Random, scene: Scene, thing: Thing, pairs: str) -> Thing | None:
     """The thing in another colour that stands out from the background, or None where there is none."""
     colours = [c for c, s in allowed_pairs(pairs) if s == thing.shape and c != thing.colour]
-    if pairs == "held_out":  # a shape has one held-out colour, so the other one comes from the rest
+    if pairs == "held_out":  # a shape has one held-out colour, so the new colour comes from the rest
         colours = [c for c in COLOURS if c != thing.colour]
     tones = [(c, _jitter(rng, COLOURS[c])) for c in colours]
     tones = [(c, rgb) for c, rgb in tones if colour_distance(scene.background, rgb) >= MIN_CONTRAST + 2]
@@ -769,7 +848,7 @@ def _recolour(rng: random.Random, scene: Scene, thing: Thing, pairs: str) -> Thi
 
 
 def _with_things(scene: Scene, things: list[Thing]) -> Scene:
-    return replace(scene, things=tuple(sorted(things, key=lambda t: t.cx)))
+    return replace(scene, things=_from_left_to_right(things))
 
 
 def make_pair(
@@ -779,6 +858,7 @@ def make_pair(
     first = make_scene(rng, width, height, rng.randint(1, max_things), pairs=pairs)
     if not first.things:
         return None
+
     if question == "Which picture has more objects?":
         return first, make_scene(rng, width, height, rng.randint(1, max_things), pairs=pairs)
     if question == "What is in both pictures?":
@@ -787,6 +867,8 @@ def make_pair(
         kinds = [(t.colour, t.shape) for t in shared] + others
         rng.shuffle(kinds)
         return first, make_scene(rng, width, height, len(kinds), kinds=kinds)
+
+    # Are the pictures the same?
     change = rng.choice(("same", "same", "recolour", "fresh"))
     if change == "same":
         return first, first
@@ -794,21 +876,26 @@ def make_pair(
         return first, make_scene(rng, width, height, rng.randint(1, max_things), pairs=pairs)
     thing = rng.choice(first.things)
     other = _recolour(rng, first, thing, pairs)
-    return (first, _with_things(first, [other if t is thing else t for t in first.things])) if other else None
+    if other is None:
+        return None
+    return first, _with_things(first, [other if t is thing else t for t in first.things])
 
 
 def _free_way(scene: Scene, thing: Thing, direction: str) -> float:
     """Pixels that the thing can move in a direction before it comes near the border or another thing."""
-    dx, dy = DIRECTIONS[direction]
+    dx, _ = DIRECTIONS[direction]
     x1, y1, x2, y2 = thing.box
     way = {"left": x1, "right": scene.width - x2, "up": y1, "down": scene.height - y2}[direction] - 1
     for other in scene.things:
         if other is thing:
             continue
         a1, b1, a2, b2 = other.box
-        beside = y1 - b2 < MIN_GAP and b1 - y2 < MIN_GAP if dx else x1 - a2 < MIN_GAP and a1 - x2 < MIN_GAP
+        if dx:
+            is_in_the_way = y1 - b2 < MIN_GAP and b1 - y2 < MIN_GAP
+        else:
+            is_in_the_way = x1 - a2 < MIN_GAP and a1 - x2 < MIN_GAP
         gap = {"left": x1 - a2, "right": a1 - x2, "up": y1 - b2, "down": b1 - y2}[direction]
-        if beside and gap >= 0:
+        if is_in_the_way and gap >= 0:
             way = min(way, gap - MIN_GAP)
     return way
 
@@ -819,7 +906,7 @@ def make_clip(
     """A scene in which one thing changes over `frames` frames: (scenes, question, answer); None where a draw fails."""
     event = rng.choice(("move", "move", "move", "appear", "disappear", "turn"))
     direction = rng.choice(sorted(DIRECTIONS))
-    for _ in range(100):  # drawing again for the same event: otherwise those that seldom fit would be rare
+    for _ in range(100):  # draws for the same event: otherwise events that seldom fit would be rare
         scene = make_scene(rng, width, height, rng.randint(1, max_things), pairs=pairs)
         clip = _film(rng, scene, event, direction, frames, pairs) if scene.things else None
         if clip:
@@ -832,29 +919,48 @@ def _film(
 ) -> tuple[list[Scene], str, str] | None:
     """`make_clip` for a given scene and event; None where the thing drawn has no room to move or no other colour."""
     thing = rng.choice(scene.things)
+    if event == "move":
+        return _film_move(rng, scene, thing, direction, frames)
+
     rest = [t for t in scene.things if t is not thing]
     name = capitalise(with_article(thing.name))
-    if event == "move":
-        dx, dy = DIRECTIONS[direction]
-        free, least = _free_way(scene, thing, direction), max(14.0, 0.2 * (scene.width if dx else scene.height))
-        if free < least:
-            return None
-        step = rng.uniform(least, free) / (frames - 1)
-        places = [thing_at(thing, thing.cx + dx * step * i, thing.cy + dy * step * i) for i in range(frames)]
-        scenes = [_with_things(scene, [*rest, place]) for place in places]
-        if all(t.shape != thing.shape for t in rest) and rng.random() < 0.5:
-            return scenes, f"Which way does the {thing.shape} move?", capitalise(direction) + "."
-        return scenes, "What happens?", f"{name} moves {direction}."
     switch = rng.randint(1, frames - 1)  # the first frame after the change
     if event == "turn":
         other = _recolour(rng, scene, thing, pairs)
         if other is None:
             return None
-        scenes = [_with_things(scene, [*rest, thing if i < switch else other]) for i in range(frames)]
-        return scenes, "What happens?", f"{name} turns {other.colour}."
-    there = [(i >= switch) == (event == "appear") for i in range(frames)]
-    scenes = [_with_things(scene, [*rest, thing] if shown else rest) for shown in there]
-    return scenes, "What happens?", f"{name} {event}s."
+        before, after = [*rest, thing], [*rest, other]
+        answer = f"{name} turns {other.colour}."
+    else:
+        before, after = [*rest, thing], rest
+        if event == "appear":
+            before, after = after, before
+        answer = f"{name} {event}s."
+
+    scenes = [_with_things(scene, before if i < switch else after) for i in range(frames)]
+    return scenes, "What happens?", answer
+
+
+def _film_move(
+    rng: random.Random, scene: Scene, thing: Thing, direction: str, frames: int
+) -> tuple[list[Scene], str, str] | None:
+    """`_film` for a thing that moves steadily."""
+    dx, dy = DIRECTIONS[direction]
+    free = _free_way(scene, thing, direction)
+    least = max(14.0, 0.2 * (scene.width if dx else scene.height))
+    if free < least:
+        return None
+
+    rest = [t for t in scene.things if t is not thing]
+    step = rng.uniform(least, free) / (frames - 1)
+    places = [thing_at(thing, thing.cx + dx * step * i, thing.cy + dy * step * i) for i in range(frames)]
+    scenes = [_with_things(scene, [*rest, place]) for place in places]
+
+    is_alone = all(t.shape != thing.shape for t in rest)
+    if is_alone and rng.random() < 0.5:
+        return scenes, f"Which way does the {thing.shape} move?", capitalise(direction) + "."
+    name = capitalise(with_article(thing.name))
+    return scenes, "What happens?", f"{name} moves {direction}."
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -875,40 +981,73 @@ def _dialogue(rng: random.Random, scene: Scene) -> list[tuple[str, str]]:
     return turns
 
 
-def _try_sample(
-    rng: random.Random,
-    task: str,
-    width: int,
-    height: int,
-    max_things: int,
-    max_chars: int,
-    text_share: float,
-    frames: int | None,
-    fonts: str,
-    pairs: str,
-) -> tuple[list[Scene], list[tuple[str, str]]] | None:
-    """One draw of (scenes, turns), None where the task does not fit what was drawn."""
-    if task == "compare":
-        question = rng.choice(COMPARE_QUESTIONS)
-        scenes = make_pair(rng, width, height, question, max_things, pairs)
-        turn = scenes and ask_compare(*scenes, question)
-        return (list(scenes), [turn]) if turn else None
-    if task == "motion":
-        clip = make_clip(rng, width, height, frames or rng.randint(4, 8), max_things, pairs)
-        return (clip[0], [clip[1:]]) if clip else None
-    if task == "text":
+class SampleOptions(NamedTuple):
+    """What `make_sample` is asked for. The order matters: the seed of the random numbers is made from it."""
+
+    task: str
+    width: int
+    height: int
+    max_things: int
+    max_chars: int
+    text_share: float
+    frames: int | None
+    fonts: str
+    pairs: str
+
+
+Drawn = tuple[list[Scene], list[tuple[str, str]]]  # scenes, turns
+
+
+def _try_sample(rng: random.Random, options: SampleOptions) -> Drawn | None:
+    """One draw; None where the task does not fit what was drawn."""
+    if options.task == "compare":
+        return _try_pair(rng, options)
+    if options.task == "motion":
+        return _try_clip(rng, options)
+    if options.task == "text":
         return [], [rng.choice(sorted(TEXT_ONLY.items()))]
-    with_text = task == "read" or rng.random() < text_share
-    length = rng.randint(1, max_chars) if with_text else 0
+    return _try_picture(rng, options)
+
+
+def _try_pair(rng: random.Random, options: SampleOptions) -> Drawn | None:
+    question = rng.choice(COMPARE_QUESTIONS)
+    pair = make_pair(rng, options.width, options.height, question, options.max_things, options.pairs)
+    turn = ask_compare(*pair, question) if pair else None
+    return (list(pair), [turn]) if turn else None
+
+
+def _try_clip(rng: random.Random, options: SampleOptions) -> Drawn | None:
+    frames = options.frames or rng.randint(4, 8)
+    clip = make_clip(rng, options.width, options.height, frames, options.max_things, options.pairs)
+    if clip is None:
+        return None
+    scenes, question, answer = clip
+    return scenes, [(question, answer)]
+
+
+def _try_picture(rng: random.Random, options: SampleOptions) -> Drawn | None:
+    task = options.task
+    with_text = task == "read" or rng.random() < options.text_share
+    length = rng.randint(1, options.max_chars) if with_text else 0
+    count = _pick_count(rng, task, with_text, options.max_things)
+    repeat = 0.8 if task == "count" else 0.3
+    scene = make_scene(rng, options.width, options.height, count, length, options.pairs, options.fonts, repeat)
+
+    if task == "dialogue":
+        turns = _dialogue(rng, scene)
+        return ([scene], turns) if len(turns) > 1 else None
+    turn = ask(scene, task, rng)
+    return ([scene], [turn]) if turn else None
+
+
+def _pick_count(rng: random.Random, task: str, with_text: bool, most: int) -> int:
+    """How many objects a picture for this task should have: at least two for a relation, none at all only with text."""
     if task == "read":
-        count = 0 if rng.random() < 0.6 else rng.randint(1, min(2, max_things))
-    elif task == "describe" and with_text:
-        count = rng.randint(0, max_things)
-    else:
-        count = rng.randint(2 if task == "relation" else 1, max(2 if task == "relation" else 1, max_things))
-    scene = make_scene(rng, width, height, count, length, pairs, fonts, repeat=0.8 if task == "count" else 0.3)
-    turns = _dialogue(rng, scene) if task == "dialogue" else [ask(scene, task, rng)]
-    return ([scene], turns) if turns and turns[0] and (task != "dialogue" or len(turns) > 1) else None
+        return 0 if rng.random() < 0.6 else rng.randint(1, min(2, most))
+    if task == "describe" and with_text:
+        return rng.randint(0, most)
+    least = 2 if task == "relation" else 1
+    return rng.randint(least, max(least, most))
 
 
 def make_sample(
@@ -942,11 +1081,12 @@ def make_sample(
         raise ValueError(f"Unknown task {task!r}; the tasks are {', '.join(TASKS)}.")
     if not (1 <= max_things <= MAX_THINGS and 1 <= max_chars <= MAX_TEXT_LENGTH):
         raise ValueError(f"max_things must be 1 to {MAX_THINGS} and max_chars 1 to {MAX_TEXT_LENGTH}.")
-    options = (task, width, height, max_things, max_chars, text_share, frames, fonts, pairs)
+
+    options = SampleOptions(task, width, height, max_things, max_chars, text_share, frames, fonts, pairs)
     rng = random.Random("/".join(map(str, (seed, *options))))
     for _ in range(1000):
-        drawn = _try_sample(rng, *options)
-        if drawn:
+        drawn = _try_sample(rng, options)
+        if drawn is not None:
             scenes, turns = drawn
             return Sample(task, [render(s) for s in scenes], *turns[-1], scenes, seed, turns)
     raise ValueError(f"No {task} sample fits a picture of {width}x{height} pixels with {max_things} objects at most.")
@@ -957,9 +1097,10 @@ def messages(sample: Sample, with_answer: bool = True) -> list[dict]:
     pictures: list[dict] = [{"type": "image", "image": image} for image in sample.images]
     if sample.task == "motion":
         pictures = [{"type": "video", "video": list(sample.images)}]
+
     chat: list[dict] = []
     for question, answer in sample.turns:
-        content = [*(pictures if not chat else []), {"type": "text", "text": question}]
-        chat.append({"role": "user", "content": content})
+        shown = pictures if not chat else []
+        chat.append({"role": "user", "content": [*shown, {"type": "text", "text": question}]})
         chat.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
     return chat if with_answer else chat[:-1]

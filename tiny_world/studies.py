@@ -1,25 +1,27 @@
-"""Three findings of the Qwen2-VL paper, in small: each one command, a table (CSV) and a figure with error bars.
+"""Three findings of the Qwen2-VL paper, in small: each is one command, a table (CSV) and a figure with error bars.
 
     python -m tiny_world.studies resolution    dynamic against fixed resolution, and accuracy against max_pixels
     python -m tiny_world.studies rope          M-RoPE against 1-D RoPE, on clips longer than those trained on
     python -m tiny_world.studies merger        what merging 2×2 patches into a token costs and saves
 
 `resolution` asks the bundled checkpoint about several sets of held-out scenes, as the paper asks one trained model; its
-error bars are over the sets. The other two train decoders anew, each from several seeds, on the bundled checkpoint's
-vision tower; their error bars are over the seeds. What is already in the table is not done again: stop and go on as you
-like, and delete the table to begin anew.
+error bars are over the sets. The other two train new decoders, each from several seeds, on the bundled checkpoint's
+vision tower; their error bars are over the seeds. What is already in the table is not measured again: stop and go on as
+you like, and delete the table to begin anew.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -28,7 +30,7 @@ from PIL import Image
 import weights_loader
 from qwen2vl_mini import Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 from tiny_world import evaluate, scenes
-from tiny_world.batches import COURSE, FULL, make_round, make_sheets
+from tiny_world.batches import COURSE, FULL, Recipe, make_round, make_sheets
 from tiny_world.train import Trainer, initialise, rate_factor, tiny_config
 
 CELL = 28 * 28  # pixels of one visual token
@@ -39,16 +41,19 @@ class Results:
     """The table: rows are added as they come, and known ones are not measured again."""
 
     def __init__(self, file: Path, keys: tuple[str, ...]):
-        self.file, self.keys = file, keys
+        self.file = file
+        self.keys = keys  # columns that name a setting; rows that differ in others are repetitions of it
         self.rows: list[Row] = []
         if file.exists():
             with file.open(newline="") as lines:
                 self.rows = list(csv.DictReader(lines))
 
     def has(self, **keys) -> bool:
+        """Whether there is a row with these values."""
         return any(all(row[key] == str(keys[key]) for key in keys) for row in self.rows)
 
     def add(self, **row) -> None:
+        """Append a row, to the file too, and print it."""
         self.rows.append({key: str(value) for key, value in row.items()})
         with self.file.open("a", newline="") as lines:
             writer = csv.DictWriter(lines, row)
@@ -58,19 +63,24 @@ class Results:
         print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
 
     def series(self, x: str, y: str, **where) -> tuple[list[float], list[float], list[float]]:
-        """Of the rows that fit `where`: the mean of x, and mean and standard deviation of y, for each setting."""
+        """Means of x, means of y and standard deviations of y: one of each for every setting whose rows fit `where`."""
         groups = defaultdict(list)
         for row in self.rows:
             if all(row[key] == str(value) for key, value in where.items()):
-                groups[tuple(row[key] for key in self.keys)].append((float(row[x]), float(row[y])))
+                setting = tuple(row[key] for key in self.keys)
+                groups[setting].append((float(row[x]), float(row[y])))
+
         points = []
         for pairs in groups.values():
             xs, ys = zip(*pairs)
-            points.append((statistics.mean(xs), statistics.mean(ys), statistics.stdev(ys) if len(ys) > 1 else 0.0))
-        return tuple(map(list, zip(*sorted(points)))) if points else ([], [], [])
+            deviation = statistics.stdev(ys) if len(ys) > 1 else 0.0
+            points.append((statistics.mean(xs), statistics.mean(ys), deviation))
+        points.sort()
+        return [x for x, _, _ in points], [y for _, y, _ in points], [deviation for _, _, deviation in points]
 
 
 def figure(columns: int):
+    """A drawing, and its axes side by side."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -100,42 +110,48 @@ def resolution(file: Path, seeds: int, samples: int, steps: int | None = None) -
     model, _ = weights_loader.load("tiny", dtype="float32")
     plans = [("dynamic", tokens) for tokens in MAX_TOKENS]
     plans += [(way, tokens) for tokens in FIXED_TOKENS for way in ("fixed area", "fixed square")]
-    for seed in range(seeds):
-        for task in ("read", "where"):
-            # texts have sides below 350 pixels, as in training; boxes are asked for in all sizes
-            largest = 349 if task == "read" else scenes.MAX_SIDE
-            world = evaluate.World(max_side=largest, first=scenes.TEST_SEED * (2 + seed))
-            drawn = world.samples(task, samples)
-            for way, tokens in plans:
-                if results.has(way=way, limit=tokens, task=task, seed=seed):
-                    continue
-                limits = {"max_pixels": tokens * CELL} | ({} if way == "dynamic" else {"min_pixels": tokens * CELL})
-                processor = Qwen2VLProcessor.from_pretrained("tiny", **limits)
-                shown = drawn
-                if way == "fixed square":
-                    shown = [replace(sample, images=[squash(sample.images[0], tokens)]) for sample in drawn]
-                said = evaluate.answers(model, processor, shown)
-                right = [evaluate.score(sample, text) for sample, text in zip(drawn, said)]
-                cost = [
-                    processor.image_processor.num_image_tokens(s.images[0].height, s.images[0].width) for s in shown
-                ]
-                extra = sum(overlap or 0.0 for _, overlap in right) / samples  # IoU, or …
-                if task == "read":
-                    errors = sum(evaluate.edits(text, sample.answer) for sample, text in zip(drawn, said))
-                    extra = errors / sum(len(sample.answer) for sample in drawn)  # … the character error
-                results.add(
-                    way=way,
-                    limit=tokens,
-                    task=task,
-                    seed=seed,
-                    tokens=round(sum(cost) / samples, 2),
-                    accuracy=round(sum(ok for ok, _ in right) / samples, 4),
-                    iou_or_character_error=round(extra, 4),
-                )
+    for seed, task in product(range(seeds), ("read", "where")):
+        # Texts are in pictures of the sizes that training shows them in, boxes in pictures of all sizes.
+        largest = scenes.READ_BELOW - 1 if task == "read" else scenes.MAX_SIDE
+        world = evaluate.World(max_side=largest, first=scenes.TEST_SEED * (2 + seed))
+        drawn = world.samples(task, samples)
+        for way, tokens in plans:
+            if not results.has(way=way, limit=tokens, task=task, seed=seed):
+                found = ask_in_one_way(model, drawn, way, tokens)
+                results.add(way=way, limit=tokens, task=task, seed=seed, **found)
     return results
 
 
+def ask_in_one_way(
+    model: Qwen2VLForConditionalGeneration, samples: list[scenes.Sample], way: str, tokens: int
+) -> dict[str, float]:
+    """Visual tokens a picture, accuracy, and IoU or character error, at one way and limit."""
+    limits = {"max_pixels": tokens * CELL}
+    if way != "dynamic":
+        limits["min_pixels"] = tokens * CELL
+    processor = Qwen2VLProcessor.from_pretrained("tiny", **limits)
+    shown = samples
+    if way == "fixed square":
+        shown = [replace(sample, images=[squash(sample.images[0], tokens)]) for sample in samples]
+
+    said = evaluate.answers(model, processor, shown)
+    scores = [evaluate.score(sample, text) for sample, text in zip(samples, said)]
+    if samples[0].task == "read":
+        iou_or_error = evaluate.character_error(samples, said)
+    else:
+        iou_or_error = sum(overlap for _, overlap in scores) / len(samples)
+
+    images = [sample.images[0] for sample in shown]
+    cost = [processor.image_processor.num_image_tokens(image.height, image.width) for image in images]
+    return {
+        "tokens": round(sum(cost) / len(samples), 2),
+        "accuracy": round(sum(is_right for is_right, _ in scores) / len(samples), 4),
+        "iou_or_character_error": round(iou_or_error, 4),
+    }
+
+
 def draw_resolution(results: Results, file: Path) -> None:
+    """Two panels, reading and boxes, with one line for each way."""
     drawing, axes = figure(2)
     for axis, task, title in zip(axes, ("read", "where"), ("reading, every character right", "boxes, IoU > 0.5")):
         for way, style in (("dynamic", "o-"), ("fixed area", "s--"), ("fixed square", "^:")):
@@ -148,17 +164,18 @@ def draw_resolution(results: Results, file: Path) -> None:
     drawing.savefig(file, dpi=110)
 
 
-# ── Decoders trained anew ───────────────────────────────────────────────────────────────────────────────────────────
+# ── New decoders ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def new_trainer(processor: Qwen2VLProcessor, seed: int, merge_size: int | None = None, theta: float = 20.0) -> Trainer:
-    """A decoder with random weights behind the bundled tower, frozen; or, with a `merge_size`, behind its frozen blocks
-    and a new merger, which can learn."""
+    """A decoder with random weights behind the bundled tower, which is frozen; or, with a `merge_size`, behind the
+    tower's frozen blocks and a new merger, which can learn."""
     torch.manual_seed(seed)
     config = tiny_config(processor.tokenizer, layers=6, merge_size=merge_size or 2)
     config.text_config.rope_theta = theta
     model = Qwen2VLForConditionalGeneration(config)
     initialise(model)
+
     tower = weights_loader.load_model("tiny", dtype="float32", device="cpu").visual.state_dict()
     keep = {name: weight for name, weight in tower.items() if merge_size is None or not name.startswith("merger")}
     model.visual.load_state_dict(keep, strict=False)
@@ -168,7 +185,7 @@ def new_trainer(processor: Qwen2VLProcessor, seed: int, merge_size: int | None =
 
 
 def run_steps(trainer: Trainer, steps: int, make: Callable[[int], tuple[dict, dict]]) -> list[float]:
-    """Train on `make(0)`, `make(1)` … ((batch, more inputs) each); returns the seconds of each step, without `make`."""
+    """Train on `make(0)`, `make(1)` …, each a batch and more inputs; the seconds of each step, without `make`."""
     seconds = []
     for step in range(steps):
         batch, inputs = make(step)
@@ -180,20 +197,28 @@ def run_steps(trainer: Trainer, steps: int, make: Callable[[int], tuple[dict, di
 
 
 @torch.no_grad()
-def shares_right(trainer: Trainer, batches: Iterator[tuple[dict, dict]]) -> dict[str, float]:
-    """Share of answers right in every token, by task (each token given the right ones before it: as greedy does)."""
-    right = defaultdict(list)
-    trainer.record = lambda name, value, count=1: right[name].append((value * count, count))
+def shares_right(trainer: Trainer, batches: Iterable[tuple[dict, dict]]) -> dict[str, float]:
+    """Share of answers right in every token, by task.
+
+    Each token is given the right ones before it, so the answer is right if and only if greedy generation's is.
+    """
+    sums, counts = defaultdict(float), defaultdict(int)
+
+    def record(name: str, value: float, count: int = 1) -> None:
+        sums[name] += value * count
+        counts[name] += count
+
+    trainer.record = record
     for batch, inputs in batches:
         trainer.round_loss(batch, **inputs)
     trainer.record = lambda name, value, count=1: None
-    return {name: sum(v for v, _ in pairs) / sum(n for _, n in pairs) for name, pairs in right.items()}
+    return {name: sums[name] / counts[name] for name in sums}
 
 
 # ── M-RoPE against 1-D RoPE ─────────────────────────────────────────────────────────────────────────────────────────
 
-# With theta 20 the slowest pair comes round after 126 positions: plenty for rows, columns and frames, but few for a
-# running number of tokens. So 1-D RoPE has a second try, with which nothing comes round within a clip.
+# With theta 20 the slowest pair of channels has turned once after 104 positions: plenty for rows, columns and frames,
+# but few for a running number of tokens. So 1-D RoPE gets a second try, in which that pair never turns once in a clip.
 WAYS = {"M-RoPE": 20.0, "1-D RoPE": 20.0, "1-D RoPE, theta 1000": 1000.0}
 TRAINED_FRAMES = (4, 6, 8)
 MORE_FRAMES = (12, 16, 24, 32)
@@ -209,7 +234,7 @@ ROPE_RECIPE = replace(
 
 
 def positions(way: str, batch: dict) -> dict:
-    """1-D RoPE is M-RoPE with the same running number in all three places."""
+    """More inputs for the model: 1-D RoPE is M-RoPE with the same running number on all three axes."""
     if way == "M-RoPE":
         return {}
     rows, length = batch["inputs"]["input_ids"].shape
@@ -217,57 +242,81 @@ def positions(way: str, batch: dict) -> dict:
 
 
 def rope(file: Path, seeds: int, samples: int, steps: int) -> Results:
-    """The same decoder, data and number of steps, but for the positions."""
+    """The same decoder, data and number of steps: only the positions differ."""
     results = Results(file, ("way", "task", "frames"))
     processor = Qwen2VLProcessor.from_pretrained("tiny")
-    for seed in range(seeds):
-        for way, theta in WAYS.items():
-            if results.has(way=way, seed=seed):
-                continue
-            trainer = new_trainer(processor, seed, theta=theta)
-
-            def make(step: int, way=way, seed=seed) -> tuple[dict, dict]:
-                kind = "picture" if step % 3 == 0 else "clip"
-                batch = make_round(kind, step + 100_000 * seed, processor, recipe=ROPE_RECIPE)
-                return batch, positions(way, batch)
-
-            seconds = run_steps(trainer, steps, make)
-            found = {}
-            for frames in (*TRAINED_FRAMES, *MORE_FRAMES):
-                rounds = held_out_rounds("clip", samples, seed, processor, replace(ROPE_RECIPE, frames=(frames,)))
-                share = shares_right(trainer, ((batch, positions(way, batch)) for batch in rounds))
-                found["motion", frames] = share["motion"]
-            rounds = held_out_rounds("picture", samples, seed, processor, ROPE_RECIPE)
-            share = shares_right(trainer, ((batch, positions(way, batch)) for batch in rounds))
-            found |= {(task, 1): share[task] for task in ("describe", "relation")}
-            for (task, frames), value in found.items():
-                results.add(
-                    way=way, task=task, frames=frames, seed=seed, accuracy=round(value, 4), seconds=round(sum(seconds))
-                )
+    for seed, way in product(range(seeds), WAYS):
+        if results.has(way=way, seed=seed):
+            continue
+        trainer, seconds = train_with_positions(way, seed, steps, processor)
+        found = ask_with_positions(trainer, way, seed, samples, processor)
+        for (task, frames), share in found.items():
+            results.add(way=way, task=task, frames=frames, seed=seed, accuracy=round(share, 4), seconds=round(seconds))
     return results
 
 
-def held_out_rounds(kind: str, samples: int, seed: int, processor: Qwen2VLProcessor, recipe) -> Iterator[dict]:
-    """Rounds of at least `samples` conversations from seeds that training never uses."""
-    done, number = 0, scenes.TEST_SEED * (2 + seed)
-    while done < samples:
+def train_with_positions(way: str, seed: int, steps: int, processor: Qwen2VLProcessor) -> tuple[Trainer, float]:
+    """A new decoder, and the seconds that its steps took."""
+
+    def make(step: int) -> tuple[dict, dict]:
+        kind = "picture" if step % 3 == 0 else "clip"
+        batch = make_round(kind, step + 100_000 * seed, processor, recipe=ROPE_RECIPE)
+        return batch, positions(way, batch)
+
+    trainer = new_trainer(processor, seed, theta=WAYS[way])
+    seconds = run_steps(trainer, steps, make)
+    return trainer, sum(seconds)
+
+
+def ask_with_positions(
+    trainer: Trainer, way: str, seed: int, samples: int, processor: Qwen2VLProcessor
+) -> dict[tuple[str, int], float]:
+    """Share of right answers by task and number of frames."""
+
+    def shares(kind: str, recipe: Recipe) -> dict[str, float]:
+        rounds = held_out_rounds(kind, samples, seed, processor, recipe)
+        return shares_right(trainer, ((batch, positions(way, batch)) for batch in rounds))
+
+    found = {}
+    for frames in (*TRAINED_FRAMES, *MORE_FRAMES):
+        found["motion", frames] = shares("clip", replace(ROPE_RECIPE, frames=(frames,)))["motion"]
+    of_pictures = shares("picture", ROPE_RECIPE)
+    for task in ("describe", "relation"):
+        found[task, 1] = of_pictures[task]
+    return found
+
+
+def held_out_rounds(kind: str, samples: int, seed: int, processor: Qwen2VLProcessor, recipe: Recipe) -> Iterator[dict]:
+    """Rounds of at least `samples` conversations in all, from seeds that training never uses."""
+    done = 0
+    for number in itertools.count(scenes.TEST_SEED * (2 + seed)):
+        if done >= samples:
+            return
         batch = make_round(kind, number, processor, recipe=recipe)
-        done, number = done + len(batch["tasks"]), number + 1
+        done += len(batch["tasks"])
         yield batch
 
 
+def draw_bars(axis, place: int, series: list[tuple[list[float], list[float], list[float]]], label: str) -> None:
+    """A bar for each series of a single mean: in the group of its index, `place` bars right of the group's middle."""
+    places = [group + place * 0.27 for group in range(len(series))]
+    heights = [means[0] for _, means, _ in series]
+    errors = [deviations[0] for _, _, deviations in series]
+    axis.bar(places, heights, 0.25, yerr=errors, capsize=3, label=label)
+
+
 def draw_rope(results: Results, file: Path) -> None:
+    """Two panels: clips by their number of frames, and single pictures."""
     drawing, axes = figure(2)
     for way, style in zip(WAYS, ("o-", "s--", "^:")):
         axes[0].errorbar(*results.series("frames", "accuracy", way=way, task="motion"), fmt=style, capsize=3, label=way)
     axes[0].axvspan(TRAINED_FRAMES[0], TRAINED_FRAMES[-1], color="grey", alpha=0.15, label="trained on")
     axes[0].set(ylim=(0, 1), xlabel="frames of the clip", title="clips: what moves, which way")
+
     tasks = ("describe", "relation")
     for i, way in enumerate(WAYS):
-        bars = [results.series("frames", "accuracy", way=way, task=task) for task in tasks]
-        places = [k + (i - 1) * 0.27 for k in range(len(tasks))]
-        heights, errors = [bar[1][0] for bar in bars], [bar[2][0] for bar in bars]
-        axes[1].bar(places, heights, 0.25, yerr=errors, capsize=3, label=way)
+        series = [results.series("frames", "accuracy", way=way, task=task) for task in tasks]
+        draw_bars(axes[1], i - 1, series, label=way)
     axes[1].set(ylim=(0, 1), title="single pictures")
     axes[1].set_xticks(range(len(tasks)), ["describe, left to right", "left of, above …"])
     for axis, where in zip(axes, ("lower left", "upper right")):
@@ -279,17 +328,17 @@ def draw_rope(results: Results, file: Path) -> None:
 
 MERGES = (1, 2, 4)
 MERGER_RECIPE = replace(
-    COURSE,  # small pictures and few things: what a new decoder learns of in so few steps
-    tokens=10**9,  # the same conversations for all, however many tokens they are
+    COURSE,  # small pictures and few things, which a new decoder can learn in few steps
+    tokens=10**9,  # no limit: every merger gets the same conversations, however many tokens they are
     max_rows=16,
 )
-MERGER_STEPS = 300  # of the new merger alone, on sheets; they are short
+MERGER_STEPS = 300  # of the new merger alone, on sheets
 MERGER_TASKS = ("describe", "where", "count", "colour", "shape")
 SEEN_SIDE = 448  # pixels a side of the picture with which the time to the first token is measured
 
 
 def seconds_to_first_token(model: Qwen2VLForConditionalGeneration, processor: Qwen2VLProcessor) -> float:
-    """Median of nine: see a large picture and begin to describe it."""
+    """Time to see a large picture and begin to describe it: the median of nine."""
     sample = scenes.make_sample(scenes.TEST_SEED, "describe", SEEN_SIDE, SEEN_SIDE)
     seconds = []
     for _ in range(9):
@@ -300,7 +349,7 @@ def seconds_to_first_token(model: Qwen2VLForConditionalGeneration, processor: Qw
 
 
 def teach_merger(trainer: Trainer, processor: Qwen2VLProcessor, seed: int) -> None:
-    """The new merger learns alone to name what is in its cells, as towers do in training; then it is frozen, too."""
+    """Train the new merger alone to name what is in its cells, as towers are trained; then freeze it, too."""
     images = processor.image_processor
     recipe = replace(MERGER_RECIPE, sheet_cells=MERGER_RECIPE.sheet_cells * 4 // images.merge_size**2)  # same pixels
     for step in range(MERGER_STEPS):
@@ -310,64 +359,81 @@ def teach_merger(trainer: Trainer, processor: Qwen2VLProcessor, seed: int) -> No
 
 
 def merger(file: Path, seeds: int, samples: int, steps: int) -> Results:
-    """The same frozen blocks, pictures, questions and number of steps, but for how many patches one token holds."""
+    """The same frozen blocks, pictures, questions and number of steps: only the patches in one token differ."""
     results = Results(file, ("merge", "task"))
-    for seed in range(seeds):
-        for merge in MERGES:
-            if results.has(merge=merge, seed=seed):
-                continue
-            processor = Qwen2VLProcessor.from_pretrained("tiny")
-            processor.image_processor.merge_size = merge
-            trainer = new_trainer(processor, seed, merge)
-            teach_merger(trainer, processor, seed)
-            tokens = []
-
-            def make(step: int, seed=seed, processor=processor, tokens=tokens) -> tuple[dict, dict]:
-                batch = make_round("picture", step + 100_000 * seed, processor, recipe=MERGER_RECIPE)
-                tokens.append(len(batch["places"]) / len(batch["tasks"]))
-                return batch, {}
-
-            run_steps(trainer, steps, make)
-            model = trainer.model.eval()
-            world = evaluate.World(
-                max_side=MERGER_RECIPE.max_side, max_things=max(MERGER_RECIPE.things), text_share=0.0
+    for seed, merge in product(range(seeds), MERGES):
+        if results.has(merge=merge, seed=seed):
+            continue
+        processor = Qwen2VLProcessor.from_pretrained("tiny")
+        processor.image_processor.merge_size = merge
+        model, tokens = train_with_merger(merge, seed, steps, processor)
+        accuracies = ask_with_merger(model, samples, processor)
+        seconds = seconds_to_first_token(model, processor)
+        for task, accuracy in accuracies.items():
+            results.add(
+                merge=merge,
+                task=task,
+                seed=seed,
+                accuracy=accuracy,
+                tokens=round(tokens, 2),
+                seconds_to_first_token=round(seconds, 3),
             )
-            found = evaluate.evaluate(model, processor, {task: (task, world) for task in MERGER_TASKS}, samples)
-            seconds = seconds_to_first_token(model, processor)
-            for task in MERGER_TASKS:
-                results.add(
-                    merge=merge,
-                    task=task,
-                    seed=seed,
-                    accuracy=found[task]["accuracy"],
-                    tokens=round(statistics.mean(tokens), 2),
-                    seconds_to_first_token=round(seconds, 3),
-                )
     return results
 
 
+def train_with_merger(
+    merge: int, seed: int, steps: int, processor: Qwen2VLProcessor
+) -> tuple[Qwen2VLForConditionalGeneration, float]:
+    """A new merger and a new decoder, and the mean number of visual tokens of the pictures that they were shown."""
+    tokens = []
+
+    def make(step: int) -> tuple[dict, dict]:
+        batch = make_round("picture", step + 100_000 * seed, processor, recipe=MERGER_RECIPE)
+        tokens.append(len(batch["places"]) / len(batch["tasks"]))
+        return batch, {}
+
+    trainer = new_trainer(processor, seed, merge)
+    teach_merger(trainer, processor, seed)
+    run_steps(trainer, steps, make)
+    return trainer.model.eval(), statistics.mean(tokens)
+
+
+def ask_with_merger(
+    model: Qwen2VLForConditionalGeneration, samples: int, processor: Qwen2VLProcessor
+) -> dict[str, float]:
+    """Share of right answers by task."""
+    world = evaluate.World(max_side=MERGER_RECIPE.max_side, max_things=max(MERGER_RECIPE.things), text_share=0.0)
+    rows = {task: (task, world) for task in MERGER_TASKS}
+    found = evaluate.evaluate(model, processor, rows, samples)
+    return {task: found[task]["accuracy"] for task in MERGER_TASKS}
+
+
 def draw_merger(results: Results, file: Path) -> None:
+    """Three panels: right answers, visual tokens, seconds to the first token."""
     drawing, axes = figure(3)
     for i, merge in enumerate(MERGES):
-        bars = [results.series("tokens", "accuracy", merge=merge, task=task) for task in MERGER_TASKS]
-        places = [k + (i - 1) * 0.27 for k in range(len(bars))]
-        heights, errors = [bar[1][0] for bar in bars], [bar[2][0] for bar in bars]
-        axes[0].bar(places, heights, 0.25, yerr=errors, capsize=3, label=f"{merge}×{merge} patches a token")
+        series = [results.series("tokens", "accuracy", merge=merge, task=task) for task in MERGER_TASKS]
+        draw_bars(axes[0], i - 1, series, label=f"{merge}×{merge} patches a token")
         for axis, column in ((axes[1], "tokens"), (axes[2], "seconds_to_first_token")):
-            (mean,), (error,) = results.series("tokens", column, merge=merge, task="describe")[1:]
+            _, (mean,), (error,) = results.series("tokens", column, merge=merge, task="describe")
             axis.bar(i, mean, 0.6, yerr=error, capsize=3)
-            axis.annotate(
-                f"{mean:.3g}", (i, mean + error), ha="center", va="bottom", xytext=(0, 4), textcoords="offset points"
-            )
+            label_bar(axis, i, mean, error)
+
     axes[0].set(ylim=(0, 1), title="right answers after the same steps")
     axes[0].set_xticks(range(len(MERGER_TASKS)), MERGER_TASKS)
     axes[0].legend(fontsize=8)
-    seen = f"seconds to the first token,\n{SEEN_SIDE}×{SEEN_SIDE} pixels"
-    for axis, title in ((axes[1], "visual tokens a picture"), (axes[2], seen)):
-        axis.set(title=title)
+    axes[1].set(title="visual tokens a picture")
+    axes[2].set(title=f"seconds to the first token,\n{SEEN_SIDE}×{SEEN_SIDE} pixels")
+    for axis in axes[1:]:
         axis.set_xticks(range(len(MERGES)), [f"{merge}×{merge}" for merge in MERGES])
         axis.margins(y=0.12)
     drawing.savefig(file, dpi=110)
+
+
+def label_bar(axis, place: int, mean: float, error: float) -> None:
+    """Write the mean above the bar's error."""
+    top = (place, mean + error)
+    axis.annotate(f"{mean:.3g}", top, ha="center", va="bottom", xytext=(0, 4), textcoords="offset points")
 
 
 STUDIES = {"resolution": (resolution, draw_resolution), "rope": (rope, draw_rope), "merger": (merger, draw_merger)}
