@@ -45,8 +45,8 @@ from qwen2vl_io.messages import BatchFeature, MediaReader, media_kind, process_v
 
 # ── 1 · Configurations ──────────────────────────────────────────────────────────────────────────────────────
 # In: the numbers of a checkpoint's config.json. Out: three dataclasses, one for each half of the model and
-# one for both. The defaults are those of the 2B model; table 1 of the paper lists all sizes. Official:
-# configuration_qwen2_vl.py.
+# one for both. The defaults are those of the 2B model.
+# Paper: table 1. Official: configuration_qwen2_vl.py.
 
 
 @dataclass
@@ -97,18 +97,16 @@ class Qwen2VLConfig:
 
     @classmethod
     def from_dict(cls, content: dict) -> Qwen2VLConfig:
-        """From the content of a config.json.
+        """From the content of a config.json: *flat* as released, or with the decoder's numbers in `text_config`.
 
-        Released files are *flat*: the decoder's numbers stand at the root. Newer ones nest them in
-        `text_config`. `weights_loader` refuses numbers that no model can be built with.
+        `weights_loader` refuses numbers that no model can be built with.
         """
         inner = weights_loader.inner_dict  # an object in an object; empty where there is none
         text = content | inner(content, "text_config")
         rope = inner(text, "rope_scaling") | inner(text, "rope_parameters")
         weights_loader.check_kind(content, rope.get("rope_type", rope.get("type", "default")))
 
-        # M-RoPE goes by the presence of `mrope_section`, never by a type name, which changed between
-        # releases.
+        # M-RoPE goes by the presence of `mrope_section`, never by a type name: that changed between releases.
         text["mrope_section"] = rope.get("mrope_section")
         text["rope_theta"] = rope.get("rope_theta", text.get("rope_theta", 1e6))
         tied = content.get("tie_word_embeddings") or text.get("tie_word_embeddings")
@@ -272,10 +270,7 @@ class Qwen2VLImageProcessor(MediaReader):
         return self.num_tokens(num_frames, *self.frame_size(num_frames, height, width, **limits))
 
     def patches_of(self, frames: Iterable, size: tuple[int, int], resample: str | None = None):
-        """RGB pictures or frames → patches (N, 1176) and grid, at `size` (height, width).
-
-        Frames are read pair by pair, so that a long clip is never in memory as a whole.
-        """
+        """RGB frames → patches (N, 1176) and grid, at `size` (height, width); two frames in memory at a time."""
         frames = iter(frames)
         patches = []
         for first in frames:
@@ -289,12 +284,10 @@ class Qwen2VLImageProcessor(MediaReader):
         """One picture → normalised pixels (3, height, width). It is resized once, here, on whole bytes."""
         mean = torch.tensor(self.image_mean)[:, None, None]  # (3, 1, 1)
         std = torch.tensor(self.image_std)[:, None, None]
-
         if (resample or self.resample) == "pillow":
             resized = frame.resize(size[::-1], Image.Resampling.BICUBIC)  # Pillow wants (width, height)
             pixels = torch.from_numpy(np.array(resized)).movedim(2, 0).float()  # (3, height, width)
             return (pixels / 255 - mean) / std
-
         pixels = torch.from_numpy(np.array(frame)).movedim(2, 0)[None]  # (1, 3, height, width) bytes
         pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True)[0].float()  # (3, height, width)
         # torchvision's processor folds the 1/255 into mean and std instead; the last bit depends on it
@@ -319,10 +312,7 @@ class Special(str):
 
 
 class Qwen2VLTokenizer:
-    """Byte-level BPE from a checkpoint's tokenizer.json.
-
-    Plain text never becomes a control token; only `Special` pieces do.
-    """
+    """Byte-level BPE. Plain text never becomes a control token; only `Special` pieces do."""
 
     def __init__(self, file: str | Path):
         self.bpe = weights_loader.read_tokenizer(file)
@@ -341,7 +331,6 @@ class Qwen2VLTokenizer:
         """Pieces → ids. Neighbouring texts are joined first, since BPE may merge across their border."""
         if isinstance(pieces, str):
             pieces = [pieces]
-
         ids = []
         for kind, run in groupby(pieces, type):
             if kind is Special:
@@ -455,22 +444,18 @@ class Qwen2VLProcessor:
         """One conversation or a list of them → the prompt's text, its ids (`tokenize=True`), or the model's
         inputs (`return_dict=True`, too).
 
-        A picture is what stands in an item's `image` (a path, URL, PIL picture, array …), a clip what stands
-        in its `video`. Options, for all media or in an item for that one: `min_pixels`, `max_pixels`,
-        `total_pixels`, `resized_height` with `resized_width` (pixels); `fps` (or `video_fps`) or `nframes`,
-        `video_start`, `video_end` (seconds), `min_frames`, `max_frames`. For the call: `padding`,
-        `return_tensors`, `return_mm_token_type_ids`; qwen2vl_io/options.py has what else the official call
-        knows. Plain text never becomes a control token; only what the template itself writes does.
+        A picture is what stands in an item's `image` (a path, URL, PIL picture, array …), a clip in its
+        `video`. Options, for the call or in an item for that one: `min_pixels`, `max_pixels`,
+        `resized_height` with `resized_width` (pixels), `fps` or `nframes`, `video_start`, `video_end` (s);
+        all are in qwen2vl_io/options.py. Plain text never becomes a control token.
         """
         messages.check_template(self.chat_template)
         asked = options.call_options(asked)
         conversations, is_single = messages.as_conversations(conversation)
         prompts = [render_chat(chat, add_generation_prompt, add_vision_id) for chat in conversations]
-
         if not tokenize:
             texts = ["".join(pieces) for pieces in prompts]
             return texts[0] if is_single else texts
-
         inputs = self.assemble(prompts, messages.media_items(conversations), asked)
         return inputs if return_dict else inputs["input_ids"]
 
@@ -482,7 +467,6 @@ class Qwen2VLProcessor:
         """
         if text is None:
             return self.image_processor.preprocess(images, videos, **asked)
-
         prompts = [self.tokenizer.split(messages.check_text(prompt)) for prompt in messages.as_list(text)]
         pictures = messages.flatten_media("image", images, prompts)
         clips = messages.flatten_media("video", videos, prompts)
@@ -512,8 +496,8 @@ class Qwen2VLProcessor:
 # ── 4 · Rotary positions: 2-D in the tower, M-RoPE in the decoder ───────────────────────────────────────────
 # In: where each patch or token stands. Out: the angles by which attention turns queries and keys, so that
 # their product depends on the distance between them. The tower counts rows and columns; the decoder counts
-# time, height and width ("multimodal rotary position embedding"). Paper 2.1 and figure 3. Official:
-# VisionRotaryEmbedding, apply_multimodal_rotary_pos_emb and get_rope_index.
+# time, height and width.
+# Paper 2.1 and figure 3. Official: apply_multimodal_rotary_pos_emb and get_rope_index.
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -538,14 +522,11 @@ def vision_angles(grids: list[list[int]], head_dim: int, merge_size: int, device
     frequencies = inverse_frequencies(head_dim // 4, 10000.0, device)  # (D/4,)
     angles = []
     for t, h, w in grids:
-        rows = torch.arange(h, device=device)
-        columns = torch.arange(w, device=device)
-        coordinates = torch.cartesian_prod(rows, columns)  # (h·w, 2), row by row
-
+        rows_and_columns = torch.arange(h, device=device), torch.arange(w, device=device)
+        coordinates = torch.cartesian_prod(*rows_and_columns)  # (h·w, 2), row by row
         # patchify lists patches window by window, so their coordinates go through the same reordering
         windows = coordinates.view(h // merge_size, merge_size, w // merge_size, merge_size, 2)
         coordinates = windows.transpose(1, 2).reshape(-1, 2)  # (h·w, 2), window by window
-
         frame_angles = (coordinates[:, :, None] * frequencies).flatten(1)  # (h·w, 2, D/4) → (h·w, D/2)
         angles.append(frame_angles.repeat(t, 1))  # the same for each frame pair: (t·h·w, D/2)
     return torch.cat(angles)  # (N, D/2)
@@ -561,7 +542,6 @@ def mrope_angles(position_ids: Tensor, config: Qwen2VLTextConfig) -> Tensor:
     angles = position_ids[..., None].float() * frequencies  # (3, B, S, D/2)
     if config.mrope_section is None:
         return angles[0]
-
     t_chunk, h_chunk, w_chunk = angles.split(list(config.mrope_section), dim=-1)  # (3, B, S, pairs) each
     return torch.cat([t_chunk[0], h_chunk[1], w_chunk[2]], dim=-1)
 
@@ -575,9 +555,8 @@ def get_rope_index(
 ) -> tuple[Tensor, Tensor]:
     """Where each token stands in time, height and width: position_ids (3, B, S) and rope_deltas (B, 1).
 
-    `rope_deltas` is (the next free position) − (the number of tokens): what decoding adds to a token's index.
-    A picture of 1000 tokens moves the text on by about 32 positions only, so it is negative. Padding is
-    skipped.
+    `rope_deltas` is (the next free position) − (the number of tokens), which is negative: a picture of 1000
+    tokens moves the text on by about 32 positions only. Padding is skipped.
     """
     image_grids = [] if image_grid_thw is None else image_grid_thw.tolist()
     video_grids = [] if video_grid_thw is None else video_grid_thw.tolist()
@@ -602,8 +581,7 @@ def row_positions(ids: list[int], grids: dict, merge_size: int, row: int) -> tup
     """The ids of prompt number `row` → (time, height, width) of each, and the next free position.
 
     A word takes the next position, on all three axes. A picture that starts at position p has t = p + frame
-    pair, h = p + row, w = p + column of each cell. What follows it resumes at the largest position so far +
-    1.
+    pair, h = p + row, w = p + column of each cell; what follows resumes at the largest position so far + 1.
 
     Three words, a picture of 2×3 cells, two words:
         t  0 1 2  3 3 3 3 3 3  6 7
@@ -631,11 +609,11 @@ def row_positions(ids: list[int], grids: dict, merge_size: int, row: int) -> tup
 
 
 # ── 5 · Attention ───────────────────────────────────────────────────────────────────────────────────────────
-# In: queries, keys and values by head. Out: softmax(q·kᵀ / √D)·v. The tower and the decoder share these
-# functions; a model holds one of them as `model.attention`. *Causal* goes by place in the sequence: the Q
-# queries are the last Q of the S tokens, and a query sees itself and what came before. (Not by M-RoPE
-# position: those of a picture repeat.) Official: the attention functions of modeling_qwen2_vl.py and
-# transformers' integrations/sdpa_attention.py.
+# In: queries, keys and values by head. Out: softmax(q·kᵀ / √D)·v. A model holds one of these functions as
+# `model.attention`, for the tower and the decoder. *Causal* goes by place in the sequence: the Q queries are
+# the last Q of the S tokens, and a query sees itself and what came before. (Not by M-RoPE position: those of
+# a picture repeat.)
+# Official: eager_attention_forward in modeling_qwen2_vl.py, and integrations/sdpa_attention.py.
 
 AttentionFunction = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
 
@@ -674,12 +652,9 @@ def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
     if Q == 1:  # nothing to hide; the G heads of a group pose as G queries of one head, so keys are read once
         grouped = q.reshape(B, Hkv, H // Hkv, D)  # (B, Hkv, G, D)
         return F.scaled_dot_product_attention(grouped, k, v).reshape(B, H, 1, D)
-
     if Q == S or not causal:
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=H != Hkv)
-
-    # A later chat turn: Q new tokens behind S − Q cached ones. To CUDA's kernels this mask is a flag, not a
-    # tensor.
+    # A later chat turn: Q new tokens behind S − Q cached ones. To CUDA's kernels this mask is only a flag.
     mask = causal_lower_right(Q, S)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=H != Hkv)
 
@@ -815,12 +790,10 @@ class VisionTower(nn.Module):
     def forward(self, pixel_values: Tensor, grid_thw: Tensor, attention=sdpa_attention) -> Tensor:
         """Patches (N, 1176) of any number of pictures and their grids (·, 3) → visual tokens (M, C)."""
         x = self.patch_embed(pixel_values)  # (N, C)
-
         grids = grid_thw.tolist()
         head_dim = self.config.embed_dim // self.config.num_heads
         angles = vision_angles(grids, head_dim, self.config.spatial_merge_size, x.device)  # (N, D/2)
         cos, sin = cos_sin(angles)  # (N, D), float32
-
         segments = [h * w for t, h, w in grids for _ in range(t)]  # one for each picture and pair of frames
         for block in self.blocks:
             x = block(x, cos, sin, segments, attention)
@@ -829,28 +802,25 @@ class VisionTower(nn.Module):
 
 # ── 7 · Decoder ─────────────────────────────────────────────────────────────────────────────────────────────
 # In: embeddings (B, Q, C) of words and pictures, and their positions. Out: hidden states (B, Q, C), one for
-# each token. It is Qwen2; only the angles of its rotary embedding (section 4) know of pictures. Paper 2;
+# each token. It is Qwen2; only the angles of its rotary embedding (section 4) know of pictures.
 # Qwen2 technical report 2.2.1 (https://arxiv.org/abs/2407.10671). Official: Qwen2VLTextModel.
 
 
 class KVCache:
-    """Keys and values of the tokens so far, written in place, and whatever else an unfinished answer
-    remembers.
+    """Keys and values of the tokens so far, and whatever else an unfinished answer remembers.
 
     It lives with the *generation*, never on the model: two conversations on one model cannot disturb each
-    other. `length` tokens are filled. `pads` (B) counts each row's left padding. `next_position` (B, 1) is
-    the M-RoPE position of the next token. `token_ids` (B, length) were read (where there is padding, the last
-    id).
+    other. `length` tokens are filled; `pads` (B) counts each row's left padding; `next_position` (B, 1) is
+    the M-RoPE position of the next token; `token_ids` (B, length) were read (for padding, the last id).
     """
 
-    def __init__(self, config: Qwen2VLTextConfig, batch_size: int, capacity: int, device=None, dtype=None):
-        per_row = (config.num_key_value_heads, capacity, config.head_dim)
-        shape = (config.num_hidden_layers, 2, batch_size, *per_row)  # (layers, k and v, B, Hkv, capacity, D)
-        self.data = torch.empty(shape, device=device, dtype=dtype)
+    def __init__(self, config: Qwen2VLTextConfig, rows: int, capacity: int, device=None, dtype=None):
+        shape = (config.num_hidden_layers, 2, rows, config.num_key_value_heads, capacity, config.head_dim)
+        self.data = torch.empty(shape, device=device, dtype=dtype)  # (layers, k and v, B, Hkv, capacity, D)
         self.length = 0
-        self.pads = [0] * batch_size
-        self.next_position = torch.zeros(batch_size, 1, dtype=torch.long, device=device)
-        self.token_ids = torch.zeros(batch_size, 0, dtype=torch.long, device=device)
+        self.pads = [0] * rows
+        self.next_position = torch.zeros(rows, 1, dtype=torch.long, device=device)
+        self.token_ids = torch.zeros(rows, 0, dtype=torch.long, device=device)
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store the new k and v (B, Hkv, Q, D) of a layer; return all so far, as views (B, Hkv, S, D)."""
@@ -884,10 +854,7 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention: G query heads share the keys and values of one head.
-
-    The projections of q, k and v have biases, that of the output has none.
-    """
+    """Grouped-query: G query heads share one head of keys and values. q, k and v have biases, o has none."""
 
     def __init__(self, config: Qwen2VLTextConfig, layer: int):
         super().__init__()
@@ -954,12 +921,11 @@ class Decoder(nn.Module):
         """Embeddings (B, Q, C) at positions (3, B, Q) → hidden states (B, Q, C).
 
         `cache` is a KVCache or None; `pads` (B) counts the left padding of each row; `attention` is a
-        function of section 5. The lists `states` and `maps`, if given, collect what each layer is given, (B,
-        Q, C), and at last the result; and the attention of each layer, (B, H, Q, S).
+        function of section 5. Lists given as `states` and `maps` collect the input of each layer and the
+        result, (B, Q, C), and the attention of each layer, (B, H, Q, S).
         """
         cos, sin = cos_sin(mrope_angles(position_ids, self.config))  # (B, Q, D), angles always in float32
         cos, sin = cos[:, None].to(x.dtype), sin[:, None].to(x.dtype)  # (B, 1, Q, D): the same for every head
-
         for layer in self.layers:
             if states is not None:
                 states.append(x)
@@ -972,7 +938,8 @@ class Decoder(nn.Module):
 
 # ── 8 · The whole model ─────────────────────────────────────────────────────────────────────────────────────
 # In: what the processor made, ids (B, Q) and pixels. Out: hidden states (B, Q, C). Three steps: embeddings,
-# in which visual tokens take the places of the placeholders; positions; the decoder. Official: Qwen2VLModel.
+# in which visual tokens take the places of the placeholders; positions; the decoder.
+# Official: Qwen2VLModel.
 
 
 @dataclass
@@ -993,11 +960,9 @@ def left_padding(attention_mask: Tensor | None, rows: int) -> list[int]:
     """The number of padding tokens at each row's start. Those on the right need nothing: they are future."""
     if attention_mask is None:
         return [0] * rows
-
     mask = attention_mask.bool()  # (B, Q)
     messages.check_mask(mask)  # a row is one run of tokens
-    first_token = mask.int().argmax(dim=1)  # (B,)
-    return torch.where(mask.any(dim=1), first_token, mask.shape[1]).tolist()
+    return torch.where(mask.any(dim=1), mask.int().argmax(dim=1), mask.shape[1]).tolist()  # (B,)
 
 
 class Qwen2VLModel(nn.Module):
@@ -1061,8 +1026,7 @@ class Qwen2VLModel(nn.Module):
 
         `attention_mask` (B, Q) marks padding with 0, on the left or on the right. With a `cache` the ids
         continue what it holds (text or media), and need no mask. `position_ids` (3, B, Q) are worked out if
-        not given. `mm_token_type_ids`, which the official processor adds, says nothing that the ids do not;
-        it is not used.
+        not given. `mm_token_type_ids` says nothing that the ids do not; it is not used.
         """
         continues = cache is not None and cache.length > 0
         decoding = continues and input_ids.shape[1] == 1  # the id just chosen
@@ -1111,9 +1075,9 @@ class Qwen2VLModel(nn.Module):
 
 # ── 9 · Generation ──────────────────────────────────────────────────────────────────────────────────────────
 # In: a prompt's ids and pixels. Out: the ids of the answer, one at a time. The prompt is read at once, then
-# each new id alone, with the cache standing in for all before it. Official: GenerationMixin in
-# generation/utils.py, the warpers in generation/logits_process.py, and Qwen2VLForConditionalGeneration. The
-# released generation_config.json (temperature 0.01, top_k 1) means: greedy.
+# each new id alone, with the cache standing in for all before it. The released generation_config.json
+# (temperature 0.01, top_k 1) means: greedy.
+# Official: GenerationMixin in generation/utils.py, the warpers in generation/logits_process.py.
 
 
 def penalise_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
@@ -1142,11 +1106,9 @@ def choose(logits: Tensor, seen: Tensor, settings: dict, generator: torch.Genera
 
     `settings`: do_sample, temperature, top_k (0: all), top_p and repetition_penalty (1 changes nothing).
     """
-    if settings["repetition_penalty"] != 1:
-        logits = penalise_repetition(logits, seen, settings["repetition_penalty"])
+    logits = penalise_repetition(logits, seen, settings["repetition_penalty"])
     if not settings["do_sample"]:
         return logits.argmax(dim=-1)
-
     logits = logits / settings["temperature"]  # below 1 the likeliest gain, above 1 the others do
     if 0 < settings["top_k"] < logits.shape[-1]:
         logits = keep_top_k(logits, settings["top_k"])
@@ -1170,8 +1132,7 @@ class Qwen2VLForConditionalGeneration(Qwen2VLModel):
         """As `Qwen2VLModel.forward`, plus logits (B, Q, V) and, with `labels` (B, Q), the loss.
 
         `logits_to_keep`: an int keeps the logits of that many last places only (0: all), a tensor those of
-        the places it names. `labels` are the ids themselves: they are shifted here, and −100 marks what does
-        not count.
+        the places it names. `labels` are the ids themselves, shifted here; −100 marks what does not count.
         """
         output = super().forward(input_ids, *args, **kwargs)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -1180,10 +1141,6 @@ class Qwen2VLForConditionalGeneration(Qwen2VLModel):
             predicted = output.logits[:, :-1].float()  # (B, Q − 1, V): place i − 1 predicts the token at i
             output.loss = F.cross_entropy(predicted.flatten(0, 1), labels[:, 1:].flatten())
         return output
-
-    def sampling_settings(self, **asked) -> dict:
-        """The settings in force: what is asked for, else the checkpoint's, else neutral values."""
-        return options.sampling_settings(self.generation_config, **asked)
 
     def end_token_ids(self, eos_token_id: int | list[int] | None = None) -> list[int]:
         """The ids that end an answer: those asked for, else those of generation_config.json."""

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qwen2vl_io.options import flash_problem
+from qwen2vl_io.options import flash_problem, sampling_settings
 from qwen2vl_mini import (
     ATTENTION,
     KVCache,
@@ -600,13 +600,13 @@ NEUTRAL = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
 def test_sampling_settings(asked, expected):
     model = small_model()
     model.generation_config = dict(RELEASED)
-    settings = model.sampling_settings(**asked)
+    settings = sampling_settings(model.generation_config, **asked)
     assert {name: settings[name] for name in expected} == expected
     assert settings["repetition_penalty"] == 1.05  # the file's, unless asked otherwise
-    assert model.sampling_settings(**asked, repetition_penalty=1.3)["repetition_penalty"] == 1.3
+    assert sampling_settings(model.generation_config, **asked, repetition_penalty=1.3)["repetition_penalty"] == 1.3
     assert model.generation_config == RELEASED
     model.generation_config = {}
-    assert model.sampling_settings()["do_sample"] is False
+    assert sampling_settings(model.generation_config)["do_sample"] is False
 
 
 @pytest.mark.parametrize(
@@ -614,7 +614,7 @@ def test_sampling_settings(asked, expected):
 )
 def test_sampling_settings_out_of_range_are_refused(asked):
     with pytest.raises(ValueError, match="temperature ≥ 0|repetition_penalty must be above 0"):
-        small_model().sampling_settings(**asked)
+        sampling_settings({}, **asked)
 
 
 def drawn(probabilities: list[float], **settings) -> list[float]:
