@@ -12,7 +12,6 @@ import math
 import os
 import re
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 from qwen2vl_cli.terminal import note, sentence
@@ -53,21 +52,29 @@ class Parser(argparse.ArgumentParser):
 
 
 def number(kind: type, low: float, high: float):
-    """An argparse type: a number from `low` to `high`."""
+    """An argparse type: a number from `low` to `high`.
+
+    qwen2vl_io.options.is_number would bring PyTorch, for which --help and mistakes must not wait.
+    """
+    name = "a whole number" if kind is int else "a number"
 
     def parse(text: str):
-        with suppress(ValueError):
-            if low <= (value := kind(text)) <= high:  # so written, NaN is refused too
-                return value
-        name = "a whole number" if kind is int else "a number"
-        raise argparse.ArgumentTypeError(f"{text!r} is not {name} from {low} to {high}")
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:  # NaN fails every comparison
+            raise argparse.ArgumentTypeError(f"{text!r} is not {name} from {low} to {high}")
+        return value
 
     return parse
 
 
 def pixels(text: str) -> int:
     """An argparse type: an area such as 200704 or 256*28*28."""
-    if re.fullmatch(r"[0-9]{1,9}(\*[0-9]{1,9}){0,3}", text) and (area := math.prod(map(int, text.split("*")))):
+    product = re.fullmatch(r"[0-9]{1,9}(\*[0-9]{1,9}){0,3}", text)
+    area = math.prod(int(factor) for factor in text.split("*")) if product else 0
+    if area > 0:
         return area
     raise argparse.ArgumentTypeError(f"{text!r} is not a number of pixels such as 200704 or 256*28*28")
 

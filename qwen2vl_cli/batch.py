@@ -287,8 +287,7 @@ class Job:
         )
         options = {"max_new_tokens": self.args.max_new_tokens, **sampling_options(self.args)}
         ids = self.model.generate(**inputs.to(self.model.device), **options)[:, inputs["input_ids"].shape[1] :]
-        ends = self.model.generation_config.get("eos_token_id", [])
-        ends = {ends} if isinstance(ends, int) else set(ends)
+        ends = self.model.end_token_ids()
         records = []
         for line, row in zip(batch, ids.tolist()):
             written = next((place for place, i in enumerate(row) if i in ends), None)  # behind it is padding

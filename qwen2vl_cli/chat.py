@@ -84,8 +84,6 @@ class Chat:
         self.model, self.processor, self.system, self.add_vision_id = model, processor, system, add_vision_id
         self.max_new_tokens, self.sampling = max_new_tokens, sampling
         self.context = model.config.text_config.max_position_embeddings
-        ends = model.generation_config.get("eos_token_id", [])
-        self.ends = [ends] if isinstance(ends, int) else ends
         self.clear()
 
     def clear(self) -> None:
@@ -132,7 +130,7 @@ class Chat:
                     "tokens": {"prompt": length, "read": length - kept, "answer": written},
                     "seconds": {"prepare": started - began, "prefill": listener.first - started, "decode": decode},
                     "tokens_per_second": (written - 1) / max(decode, 1e-9),  # the prefill gives the first one
-                    "cut_off": listener.ids[-1] not in self.ends,
+                    "cut_off": listener.ids[-1] not in self.model.end_token_ids(),
                 }
             else:
                 cut_cache(self.cache, kept, position)
@@ -155,7 +153,7 @@ class Chat:
         """The ids of an answer → the content of its message, in which the markers of boxes stay control tokens."""
         tokenizer, texts = self.processor.tokenizer, []
         names = {i: name for name, i in tokenizer.special_ids.items()}
-        if ids[-1] in self.ends:
+        if ids[-1] in self.model.end_token_ids():
             ids = ids[:-1]  # the template writes it
         for special, run in groupby(ids, names.__contains__):
             run = list(run)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 
 from qwen2vl_io.messages import item_options, media_kind
@@ -37,8 +36,7 @@ def open_item(item: dict, processor: Qwen2VLProcessor, context: int, clips: dict
         height, width = (
             images.target_size(*size, **limits) if size else images.frame_size(*frame, **limits, total_pixels=total)
         )
-    pairs = math.ceil(about.get("frames", 1) / images.temporal_patch_size)
-    tokens = pairs * height * width // (images.patch_size * images.merge_size) ** 2
+    tokens = images.num_tokens(about.get("frames", 1), height, width)
     if tokens >= context:  # said here, since even resizing to such a size can fill the memory
         lower = "--max-pixels" if kind == "image" else "--nframes, --fps or --max-pixels"
         raise ValueError(f"{name} would take {tokens} tokens of a context of {context}; lower {lower}.")
