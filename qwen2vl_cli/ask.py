@@ -10,7 +10,8 @@ from dataclasses import asdict
 import torch
 
 import weights_loader
-from qwen2vl_cli.chat import Chat, answer, chat_loop
+from qwen2vl_cli.chat import Chat
+from qwen2vl_cli.chat_loop import ChatLoop, answer
 from qwen2vl_cli.costs import check_length, in_words, measures, media_of, print_costs, prompt_length
 from qwen2vl_cli.prompts import read_content, text_of
 from qwen2vl_cli.terminal import note
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         note(f"{'picture' if item['type'] == 'image' else 'clip':<9} {in_words(item['measured'])}")
     chat = Chat(model, processor, system, args.add_vision_id, args.max_new_tokens, **sampling_options(args))
     if args.chat:
-        chat_loop(chat, content, args)
+        ChatLoop(chat, content, args).run()
         return 0
     answer(chat, content, args)
 

@@ -1,32 +1,22 @@
-"""A conversation whose cache lives on from turn to turn, and the loop that reads turns from the keyboard."""
+"""A conversation whose cache lives on from turn to turn."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, suppress
 from itertools import groupby
 
 import torch
 import torch.nn.functional as F
 
-from qwen2vl_cli.costs import check_length, in_words, media_of, open_media, prompt_length
-from qwen2vl_cli.prompts import clip_options, with_files
-from qwen2vl_cli.terminal import note, sentence
+from qwen2vl_cli.costs import check_length, media_of, open_media, prompt_length
 from qwen2vl_io.messages import media_kind
 from qwen2vl_io.options import MEDIA_OPTIONS
 from qwen2vl_io.sentences import shorten
 from qwen2vl_io.sources import is_url
 from qwen2vl_mini import KVCache, Qwen2VLConfig, Special, get_rope_index
-
-CHAT_HELP = """/image PATH  add a picture to the next turn    /tokens     how full the context is
-/video PATH  add a clip                        /save FILE  write the conversation as JSON messages
-/clear       forget everything                 /exit       leave (or Ctrl-D); Ctrl-C cuts an answer short
-@photo.jpg or @"my clip.mp4" inside a line puts that file there."""
 
 
 class Listener:
@@ -191,81 +181,3 @@ def saved_item(item: dict) -> dict:
     source = os.fspath(source)
     path = source if is_url(source) else os.path.abspath(source)
     return {"type": kind, kind: path} | {key: item[key] for key in MEDIA_OPTIONS if key in item}
-
-
-def answer(chat: Chat, content: list[dict], args: argparse.Namespace) -> None:
-    """One turn: the answer to stdout as it comes (not with --json), and to stderr what is to say about it."""
-    with closing(chat.turn(content)) as pieces:
-        for piece in pieces:
-            if not args.json:
-                print(piece, end="", flush=True)
-    if not args.json:
-        print(flush=True)
-        if chat.report["cut_off"]:
-            note(f"(Cut off after {args.max_new_tokens} tokens; --max-new-tokens allows more.)")
-    if args.verbose:
-        tokens, seconds, speed = (chat.report[key] for key in ("tokens", "seconds", "tokens_per_second"))
-        note(f"prepare   {seconds['prepare']:.2f} s to make inputs of pictures, clips and text")
-        note(f"prefill   {seconds['prefill']:.2f} s to read {tokens['read']} of {tokens['prompt']} prompt tokens")
-        note(f"decode    {seconds['decode']:.2f} s for {tokens['answer']} tokens, {speed:.1f} tokens/s")
-
-
-def attach(chat: Chat, items: list[dict], args: argparse.Namespace) -> list[dict]:
-    """The items with their media open, and a word on stderr about each of these."""
-    items = open_media(items, chat.processor, chat.context, clip_options(args))
-    for item in media_of([{"content": items}]):
-        note(in_words(item["measured"]))
-    return items
-
-
-def chat_loop(chat: Chat, content: list[dict], args: argparse.Namespace) -> None:
-    """Turns and commands from stdin until it ends. `content` is what the command line gave to begin with."""
-    by_hand = sys.stdin.isatty()
-    if by_hand:
-        note(CHAT_HELP)
-        with suppress(ImportError):
-            import readline  # noqa: F401  (gives input() line editing and a history)
-    ready = any(item["type"] == "text" for item in content)  # the first turn needs no line of input
-    answering = False
-    while True:
-        try:
-            line = "" if ready else input("> " if by_hand and sys.stdout.isatty() else "")
-            command, _, path = line.partition(" ") if line.startswith("/") else ("", "", "")
-            path = os.path.expanduser(path.strip().strip("'\""))
-            if command in ("/image", "/video", "/save") and not path:
-                raise ValueError(f"{command} needs the name of a file behind it.")
-            if command in ("/image", "/video"):
-                kind = command[1:]
-                content = [*content, *attach(chat, [{"type": kind, kind: path}], args)]
-            elif command == "/clear":
-                chat.clear()
-                content = []
-                note("All is forgotten.")
-            elif command == "/tokens":
-                used = chat.tokens()
-                note(f"{used} of {chat.context} tokens are in use ({used / chat.context:.1%}).")
-            elif command == "/save":
-                chat.save(path)
-                note(f"Wrote {path}.")
-            elif command == "/help":
-                note(CHAT_HELP)
-            elif command in ("/exit", "/quit"):
-                return
-            elif command:
-                note(f"error: {command} is no command; /help lists them, and a space before the slash makes it text.")
-            elif ready or line.strip():
-                content = content if ready else [*content, *attach(chat, with_files(line.strip()), args)]
-                if any(item["type"] == "text" for item in content):  # files alone wait for a question
-                    turn, content, ready, answering = content, [], False, True
-                    answer(chat, turn, args)
-        except EOFError:
-            return
-        except KeyboardInterrupt:
-            if not (by_hand and answering):
-                raise
-            note("\n(Cut short.)")  # only this answer was meant
-        except Exception as error:
-            if args.debug or isinstance(error, BrokenPipeError):
-                raise
-            note(sentence(error) + " (This turn is dropped; the conversation goes on.)" * answering)
-        answering = False
