@@ -19,8 +19,9 @@ from pathlib import Path
 
 from qwen2vl_cli.ask import BUNDLED, load_model, open_checkpoint, sampling_options
 from qwen2vl_cli.costs import check_length, media_of, open_media, prompt_length
+from qwen2vl_cli.progress import Progress
 from qwen2vl_cli.prompts import clip_options, text_of
-from qwen2vl_cli.terminal import Progress, note, sentence
+from qwen2vl_cli.terminal import note, sentence
 from qwen2vl_io.messages import as_messages, media_kind
 from qwen2vl_io.sources import is_url, item_source
 
@@ -227,6 +228,7 @@ class Job:
                 self.answer(batch)
                 for line in batch:
                     line.messages = []  # its pictures are not needed any more
+            self.progress.hide()
             self.answers.flush()
 
     def prepare(self, line: Line) -> int | None:
@@ -257,7 +259,7 @@ class Job:
     def answer(self, batch: list[Line]) -> None:
         """Run one batch; if that fails, its lines one by one."""
         if self.model is None:
-            self.progress.close()
+            self.progress.hide()
             self.model = load_model(self.args)[0]
         self.progress.show()
         try:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -11,10 +12,10 @@ from PIL import Image
 
 import qwen2vl_mini
 import weights_loader
-from qwen2vl_cli import batch, chat, terminal
+from qwen2vl_cli import batch, chat, progress
 from qwen2vl_cli.__main__ import main
 from qwen2vl_cli.batch import Answers, Line, batches, windows
-from qwen2vl_cli.terminal import Progress
+from qwen2vl_cli.progress import Progress
 from qwen2vl_mini import Qwen2VLForConditionalGeneration
 from tests.test_command_line import CONTEXT, make_checkpoint, make_clip, make_pictures, one_sentence
 
@@ -398,23 +399,30 @@ def test_batches_are_of_similar_length_and_bounded():
     assert made == [[5000], [500, 490, 480], [13, 12, 11, 10]]
 
 
-def test_progress_is_a_bar_at_a_terminal_and_rare_elsewhere(monkeypatch, capsys):
-    progress = Progress(4, done=1)
+def test_progress_is_rare_where_there_is_no_terminal(monkeypatch, capsys):
+    shown = Progress(4, done=1)
     for _ in range(3):
-        progress.step()
-        progress.show()
+        shown.step()
+        shown.show()
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(terminal, "QUIET_SECONDS", -1)
-    progress.show()
-    assert capsys.readouterr().err.startswith("4 of 4 lines")
+    monkeypatch.setattr(progress, "QUIET_SECONDS", -1)
+    shown.show()
+    assert capsys.readouterr().err.startswith("4 of 4 lines, about 00:00 left\n")
+
+
+def test_progress_is_a_bar_at_a_terminal(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    progress = Progress(4, done=0)
-    progress.step(failed=True)
-    assert "left" not in progress.text()  # a failure takes no time, so it tells nothing about the rest
-    progress.step()
-    progress.show()
-    progress.note("line 2: error: …")
-    progress.close()
-    bar, text, last = capsys.readouterr().err.split("\r")[1:]
-    assert bar.startswith("[" + "#" * 15 + "." * 15 + "] 2 of 4 lines, 1 failed, about 0:0") and "\n" not in bar
-    assert text == "\x1b[Kline 2: error: …\n" and last == "\x1b[K"  # a note does not mix with the bar
+    shown = Progress(4, done=0)
+    shown.step(failed=True)
+    assert "left" not in shown.text()  # a failure takes no time, so it tells nothing about the rest
+    shown.step()
+    assert capsys.readouterr().err == ""
+    shown.show()
+    bar = capsys.readouterr().err
+    assert bar.startswith("\r|" + "█" * 15 + " " * 15 + "| 2 of 4 lines, 1 failed, about 00:0") and "\n" not in bar
+    shown.note("line 2: error: …")
+    cleared, blank, text, again = re.split(r"[\r\n]+", capsys.readouterr().err)[-4:]
+    assert blank.strip() == "" and text == "line 2: error: …"  # a note does not mix with the bar
+    assert again.startswith("|█")  # which comes back below it
+    shown.close()
+    assert re.fullmatch(r"\r +\r", capsys.readouterr().err)  # nothing is left of it
