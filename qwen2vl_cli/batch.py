@@ -2,7 +2,7 @@
 
 The input is read in windows of lines, so that memory does not grow with the file. Within a window, prompts of similar
 length run together. Answers are appended to --out as soon as their batch is done; when all are there, or the run is
-stopped, the lines are put into order.
+stopped, the file is put in order.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ import argparse
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from qwen2vl_cli.answers import Answers
 from qwen2vl_cli.ask import BUNDLED, load_model, open_checkpoint, sampling_options
 from qwen2vl_cli.costs import check_length, media_of, open_media, prompt_length
 from qwen2vl_cli.progress import Progress
@@ -127,91 +126,6 @@ def batches(window: list[Line], batch_tokens: int, max_new_tokens: int) -> Itera
         yield batch
 
 
-class Answers:
-    """Where the records go: the file of --out, which is put into order at the end, or stdout.
-
-    `answered` has the lines that need not run again: their number → their hash.
-    """
-
-    def __init__(self, path: Path | None):
-        self.path, self.file, self.waiting = path, None, {}
-        self.answered: dict[int, str] = {}
-        self.places: dict[int, tuple[int, int]] = {}  # line number → offset and length of its last record in the file
-        self.end, self.ordered = 0, True  # bytes of whole records
-        if path is not None and path.exists():
-            self.read()
-
-    def read(self) -> None:
-        """Learn what is in the file. Raises ValueError if anything in it is not ours: it would be lost."""
-        try:
-            file = self.path.open("rb")
-        except OSError as error:
-            raise ValueError(f"--out {self.path} cannot be read ({error.strerror}); name another file.") from None
-        with file:
-            for number, text in enumerate(file, 1):
-                if not text.endswith(b"\n") and text[:9] == b'{"line": '[: len(text)]:
-                    break  # torn: we were stopped while we wrote it. The next record takes its place
-                try:
-                    record = json.loads(text)
-                    ours = isinstance(record["line"], int) and ("answer" in record or "error" in record)
-                except (ValueError, KeyError, TypeError, RecursionError):
-                    ours = False
-                if not ours:
-                    raise ValueError(
-                        f"--out {self.path} holds other things than answers (line {number}); name another file."
-                    )
-                self.remember(record, len(text))
-
-    def remember(self, record: dict, length: int) -> None:
-        """A record of so many bytes stands at the end of the file."""
-        number = record["line"]
-        self.ordered &= number > max(self.places, default=0)
-        self.places[number] = self.end, length
-        self.end += length
-        self.answered.pop(number, None)
-        if "answer" in record:
-            self.answered[number] = record.get("hash")
-
-    def has(self, line: Line) -> bool:
-        return self.answered.get(line.number) == line.hash
-
-    def write(self, record: dict) -> None:
-        text = json.dumps(record, ensure_ascii=False) + "\n"
-        if self.path is None:
-            self.waiting[record["line"]] = text
-            return
-        if self.file is None:  # not before there is something to write
-            self.file = self.path.open("r+b" if self.path.exists() else "x+b")
-            self.file.truncate(self.end)
-            self.file.seek(self.end)
-        self.file.write(text.encode())
-        self.file.flush()
-        self.remember(record, len(text.encode()))
-
-    def flush(self) -> None:
-        """After each window: stdout cannot be put into order later."""
-        for number in sorted(self.waiting):
-            print(self.waiting.pop(number), end="", flush=True)
-
-    def close(self, numbers: set[int] | None = None) -> None:
-        """Put the file into order. `numbers`: the lines that there are; records of others are out of date."""
-        self.flush()
-        if self.file is None:
-            return
-        kept = sorted(self.places.keys() & numbers if numbers else self.places)
-        if not self.ordered or len(kept) < len(self.places):
-            target = self.path.resolve()  # a link stays a link
-            with tempfile.NamedTemporaryFile(dir=target.parent, prefix=target.name, delete=False) as draft:
-                for number in kept:
-                    offset, length = self.places[number]
-                    self.file.seek(offset)
-                    draft.write(self.file.read(length))
-            shutil.copymode(target, draft.name)
-            self.file.close()
-            os.replace(draft.name, target)
-        self.file.close()
-
-
 class Job:
     """One run of --batch. The weights are loaded when the first batch is ready for them."""
 
@@ -313,7 +227,7 @@ def run(args: argparse.Namespace) -> int:
     if not numbers:
         raise ValueError(f"{path} is empty; write a conversation on each line.")
     answers = Answers(out)
-    done = sum(answers.has(line) for line in read_lines(path)) if answers.answered else 0
+    done = sum(answers.has(line.number, line.hash) for line in read_lines(path)) if answers.answered else 0
     if len(answers.answered) > 1 and not done:
         raise ValueError(f"--out {out} holds the answers to other conversations than {path}; name another file.")
     job = Job(args, answers, len(numbers), done)
@@ -323,7 +237,7 @@ def run(args: argparse.Namespace) -> int:
         note(f"{done} of {len(numbers)} lines are answered in {out} already.")
     progress, complete = job.progress, False
     try:
-        job.run(line for line in read_lines(path) if not answers.has(line))
+        job.run(line for line in read_lines(path) if not answers.has(line.number, line.hash))
         complete = True
     except KeyboardInterrupt:
         progress.note("Stopped." + f" {out} has what was answered; the same command goes on from there." * bool(out))

@@ -281,6 +281,33 @@ def test_torn_last_line_is_repaired(run, out, answered, torn):
     assert run(MIXED, *out)[:2] == (0, expected) and sorted(answered) == [3, 4, 5]
 
 
+def test_finished_file_out_of_order_is_put_in_order(run, out, answered, monkeypatch):
+    """As after a kill between the last answer and the ordering; of two records of a line, the last one counts."""
+    expected = run(MIXED, *out)[1]
+    content = Path(out[1]).read_bytes().splitlines(keepends=True)
+    Path(out[1]).write_bytes(content[1] + b'{"line": 1, "error": "Out of memory."}\n' + b"".join(reversed(content)))
+    draft = Path(out[1]).with_name(".out.jsonl.draft")
+    draft.write_bytes(b'{"line": 1, "ans')  # left by a kill during the ordering
+    answered.clear()
+    monkeypatch.setattr(weights_loader, "load_model", lambda *a, **k: pytest.fail("the weights were loaded"))
+    assert run(MIXED, *out)[:2] == (0, expected) and answered == []
+    assert not draft.exists()
+
+
+def test_ordering_that_fails_loses_nothing(run, out, monkeypatch):
+    lines = [[user("Hello " * i)] for i in range(1, 5)]
+
+    def fail(*args):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fail)
+        assert run(lines, "--batch-tokens", "1", *out)[0] == 2
+    numbers = [json.loads(line)["line"] for line in Path(out[1]).read_text().splitlines()]
+    assert numbers == [4, 3, 2, 1] and not list(Path(out[1]).parent.glob(".*"))
+    assert [record["line"] for record in run(lines, *out)[1]] == [1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("with_out", [True, False])
 def test_ctrl_c_loses_only_the_batch_in_work(run, out, answered, monkeypatch, with_out):
     generate, lines = batch.Job.generate, [[user("Hello " * i)] for i in range(1, 8)]
