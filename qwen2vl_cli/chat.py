@@ -18,21 +18,38 @@ from qwen2vl_io.sentences import shorten
 from qwen2vl_io.sources import is_url
 from qwen2vl_mini import KVCache, Qwen2VLConfig, Special, get_rope_index
 
+PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}  # kind of media → its patches among the inputs
+
 
 class Listener:
     """Stands in for the tokenizer in `model.stream`, to learn which ids were written and when the first one came."""
 
     def __init__(self, tokenizer):
-        self.tokenizer, self.ids, self.first = tokenizer, [], None
+        self.tokenizer = tokenizer
+        self.ids: list[int] = []
+        self.first: float | None = None  # when the first id came
 
     def decode(self, ids: list[int], **options) -> str:
-        self.ids, self.first = ids, self.first or time.perf_counter()
+        self.ids = ids
+        self.first = self.first or time.perf_counter()
         return self.tokenizer.decode(ids, **options)
 
 
 def cut_cache(cache: KVCache, length: int, next_position) -> None:
     """Keep the first `length` tokens of the cache; `next_position` (1, 1) is the M-RoPE position after them."""
-    cache.length, cache.token_ids, cache.next_position = length, cache.token_ids[:, :length], next_position
+    cache.length = length
+    cache.token_ids = cache.token_ids[:, :length]
+    cache.next_position = next_position
+
+
+def media_places(prompt: dict, kind: str, config: Qwen2VLConfig) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The pictures or the clips of a prompt (B = 1): their grids (·, 3), and where the tokens of each start and end."""
+    token_id = config.image_token_id if kind == "image" else config.video_token_id
+    grids = prompt.get(f"{kind}_grid_thw", torch.zeros(0, 3, dtype=torch.long))
+    counts = grids.prod(1) // config.vision_config.spatial_merge_size**2
+    places = (prompt["input_ids"][0] == token_id).nonzero()[:, 0]
+    ends = places[counts.cumsum(0) - 1] + 1
+    return grids, ends - counts, ends
 
 
 def what_is_new(prompt: dict, cache: KVCache, config: Qwen2VLConfig) -> dict:
@@ -40,25 +57,28 @@ def what_is_new(prompt: dict, cache: KVCache, config: Qwen2VLConfig) -> dict:
 
     The border never lies inside a picture or clip, whose tokens are read together.
     """
-    ids, cell = prompt["input_ids"], config.vision_config.spatial_merge_size**2  # patches of one visual token
-    most = min(cache.token_ids.shape[1], ids.shape[1] - 1)  # one token at least must be read, to get the next one
-    shared = int((cache.token_ids[0, :most].cpu() == ids[0, :most]).long().cumprod(0).sum())
-    grids, ends = {}, {}  # of pictures and of clips: (·, 3), and the place behind the last token of each
-    for kind, token_id in (("image", config.image_token_id), ("video", config.video_token_id)):
-        grids[kind] = prompt.get(f"{kind}_grid_thw", torch.zeros(0, 3, dtype=torch.long))
-        tokens = grids[kind].prod(1) // cell
-        ends[kind] = (ids[0] == token_id).nonzero()[:, 0][tokens.cumsum(0) - 1] + 1
-        for end, count in zip(ends[kind].tolist(), tokens.tolist()):
-            if end - count < shared < end:
-                shared = end - count
-    kept = {kind: int((ends[kind] <= shared).sum()) for kind in grids}
-    _, delta = get_rope_index(config, ids[:, :shared], *(grids[kind][: kept[kind]] for kind in ("image", "video")))
+    ids = prompt["input_ids"]
+    media = {kind: media_places(prompt, kind, config) for kind in PIXELS}
+
+    longest = min(cache.token_ids.shape[1], ids.shape[1] - 1)  # at least one token is read, to get the next one
+    is_same = cache.token_ids[0, :longest].cpu() == ids[0, :longest]
+    shared = int(is_same.long().cumprod(0).sum())
+    for _, starts, ends in media.values():
+        for start, end in zip(starts.tolist(), ends.tolist()):
+            if start < shared < end:
+                shared = start
+
+    kept = {kind: int((ends <= shared).sum()) for kind, (_, _, ends) in media.items()}
+    kept_grids = {kind: grids[: kept[kind]] for kind, (grids, _, _) in media.items()}
+    _, delta = get_rope_index(config, ids[:, :shared], kept_grids["image"], kept_grids["video"])
     cut_cache(cache, shared, (shared + delta).to(cache.token_ids.device))
+
     new = {"input_ids": ids[:, shared:]}
-    for kind, pixels in (("image", "pixel_values"), ("video", "pixel_values_videos")):
-        if kept[kind] < len(grids[kind]):
-            rows = int(grids[kind][: kept[kind]].prod(1).sum())
-            new |= {pixels: prompt[pixels][rows:], f"{kind}_grid_thw": grids[kind][kept[kind] :]}
+    for kind, (grids, _, _) in media.items():
+        if kept[kind] < len(grids):
+            rows = int(kept_grids[kind].prod(1).sum())
+            new[PIXELS[kind]] = prompt[PIXELS[kind]][rows:]
+            new[f"{kind}_grid_thw"] = grids[kept[kind] :]
     return new
 
 
@@ -71,8 +91,12 @@ class Chat:
     """
 
     def __init__(self, model, processor, system=None, add_vision_id=False, max_new_tokens: int = 256, **sampling):
-        self.model, self.processor, self.system, self.add_vision_id = model, processor, system, add_vision_id
-        self.max_new_tokens, self.sampling = max_new_tokens, sampling
+        self.model = model
+        self.processor = processor
+        self.system = system
+        self.add_vision_id = add_vision_id
+        self.max_new_tokens = max_new_tokens
+        self.sampling = sampling
         self.context = model.config.text_config.max_position_embeddings
         self.clear()
 
@@ -98,11 +122,13 @@ class Chat:
         prompt, messages = self.prepare(content)
         length = prompt["input_ids"].shape[1]
         new = what_is_new(prompt, self.cache, self.model.config)
-        kept, position = self.cache.length, self.cache.next_position
-        # all the room that this turn can need; a cache that grows by itself doubles
-        room = min(length + self.max_new_tokens, self.context)
-        self.cache.data = F.pad(self.cache.data, (0, 0, 0, max(0, room - self.cache.data.shape[4])))
-        listener, started, counts = Listener(self.processor.tokenizer), time.perf_counter(), False
+        kept = self.cache.length
+        position = self.cache.next_position
+        self.make_room(length + self.max_new_tokens)
+
+        listener = Listener(self.processor.tokenizer)
+        started = time.perf_counter()
+        counts = False  # whether the turn becomes a part of the conversation
         try:
             new = {name: tensor.to(self.model.device) for name, tensor in new.items()}
             options = {"max_new_tokens": self.max_new_tokens, "cache": self.cache, **self.sampling}
@@ -114,24 +140,37 @@ class Chat:
         finally:
             if counts:
                 self.messages = [*messages, {"role": "assistant", "content": self.spoken(listener.ids)}]
-                decode, written = time.perf_counter() - listener.first, len(listener.ids)
-                self.report = {
-                    "ids": listener.ids,
-                    "tokens": {"prompt": length, "read": length - kept, "answer": written},
-                    "seconds": {"prepare": started - began, "prefill": listener.first - started, "decode": decode},
-                    "tokens_per_second": (written - 1) / max(decode, 1e-9),  # the prefill gives the first one
-                    "cut_off": listener.ids[-1] not in self.model.end_token_ids(),
-                }
+                self.report = self.make_report(listener, began, started, length, kept)
             else:
                 cut_cache(self.cache, kept, position)
 
+    def make_room(self, length: int) -> None:
+        """Let the cache have room for so many tokens at once: growing by itself, it would double."""
+        missing = min(length, self.context) - self.cache.data.shape[4]
+        self.cache.data = F.pad(self.cache.data, (0, 0, 0, max(0, missing)))
+
+    def make_report(self, listener: Listener, began: float, started: float, length: int, kept: int) -> dict:
+        """What a turn took. Media `began`, then the model `started`; `kept` of `length` tokens were cached."""
+        decode = time.perf_counter() - listener.first
+        written = len(listener.ids)
+        return {
+            "ids": listener.ids,
+            "tokens": {"prompt": length, "read": length - kept, "answer": written},
+            "seconds": {"prepare": started - began, "prefill": listener.first - started, "decode": decode},
+            "tokens_per_second": (written - 1) / max(decode, 1e-9),  # the prefill gives the first one
+            "cut_off": listener.ids[-1] not in self.model.end_token_ids(),
+        }
+
     def prepare(self, content: list[dict]) -> tuple[dict, list[dict]]:
         """The model's inputs for the whole conversation with one more turn, and its messages."""
-        how = self.processor, self.context
-        content = [item if "measured" in item else open_media([item], *how)[0] for item in content]
+        content = [
+            item if "measured" in item else open_media([item], self.processor, self.context)[0] for item in content
+        ]
         messages = [*self.messages, {"role": "user", "content": content}]
+
         length = prompt_length(messages, self.processor, self.add_vision_id)
         check_length(messages, length, self.max_new_tokens, self.context)  # before anything large is made
+
         for item in media_of([messages[-1]]):
             item["patches"] = self.processor.media_patches(item)
         prompt = self.processor.apply_chat_template(
@@ -141,13 +180,17 @@ class Chat:
 
     def spoken(self, ids: list[int]) -> list[dict]:
         """The ids of an answer → the content of its message, in which the markers of boxes stay control tokens."""
-        tokenizer, texts = self.processor.tokenizer, []
+        tokenizer = self.processor.tokenizer
         names = {i: name for name, i in tokenizer.special_ids.items()}
         if ids[-1] in self.model.end_token_ids():
             ids = ids[:-1]  # the template writes it
-        for special, run in groupby(ids, names.__contains__):
-            run = list(run)
-            texts += [Special(names[i]) for i in run] if special else [tokenizer.decode(run)]
+
+        texts = []
+        for is_special, run in groupby(ids, names.__contains__):
+            if is_special:
+                texts += [Special(names[i]) for i in run]
+            else:
+                texts.append(tokenizer.decode(list(run)))
         return [{"type": "text", "text": text} for text in texts]
 
     def save(self, path: str) -> None:
@@ -157,6 +200,7 @@ class Chat:
         """
         if not any(message["role"] == "user" for message in self.messages):
             raise ValueError("There is nothing to save yet; say something first.")
+
         saved = []
         for message in self.messages:
             content = message["content"]
@@ -164,6 +208,7 @@ class Chat:
                 content = [saved_item(item) if media_kind(item) else item for item in content]
             saved.append({"role": message["role"], "content": content})
         line = json.dumps(saved, ensure_ascii=False)
+
         try:
             with open(path, "x", encoding="utf-8") as file:
                 file.write(line + "\n")
@@ -175,9 +220,12 @@ class Chat:
 
 def saved_item(item: dict) -> dict:
     """A media item as JSON can hold it."""
-    kind, source = item["type"], item["source"]
+    kind = item["type"]
+    source = item["source"]
     if not isinstance(source, str | os.PathLike):
         raise ValueError(f"The conversation has a {kind} that came from no file, so it cannot be saved.")
+
     source = os.fspath(source)
     path = source if is_url(source) else os.path.abspath(source)
-    return {"type": kind, kind: path} | {key: item[key] for key in MEDIA_OPTIONS if key in item}
+    options = {key: item[key] for key in MEDIA_OPTIONS if key in item}
+    return {"type": kind, kind: path, **options}
