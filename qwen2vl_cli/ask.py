@@ -52,6 +52,8 @@ def load_model(args: argparse.Namespace) -> tuple[torch.nn.Module, dict, float]:
     settings |= model.sampling_settings(**{key: getattr(args, key) for key in SAMPLING})
     if args.verbose:
         note("settings  " + ", ".join(f"{key} {value}" for key, value in settings.items()))
+        if args.dtype == "auto" and model.device.type == "cpu":
+            note(f"dtype     {settings['dtype']}, because {weights_loader.cpu_bfloat16()[1]}")
         note(f"load      {seconds:.2f} s")
     return model, settings, seconds
 

@@ -184,6 +184,20 @@ def test_answer_goes_to_stdout_and_all_else_to_stderr(ask, pictures, script):
     assert re.search(r"decode .* for 5 tokens, \d+\.\d tokens/s", err)
 
 
+@pytest.mark.parametrize(
+    "fast, reason, dtype",
+    [(True, "the CPU has avx512_bf16", "bfloat16"), (False, "the CPU has neither amx_bf16 nor avx512_bf16", "float32")],
+)
+def test_verbose_says_why_auto_chose_a_dtype_on_a_cpu(ask, monkeypatch, fast, reason, dtype):
+    monkeypatch.setattr(weights_loader, "cpu_bfloat16", lambda: (fast, reason))
+    code, _, err = ask("--prompt", "Hello", "--dtype", "auto", "--verbose")
+    lines = err.splitlines()
+    assert code == 0 and f"dtype {dtype}," in lines[0] and lines[0].startswith("settings  ")
+    assert lines[1] == f"dtype     {dtype}, because {reason}"
+    assert "because" not in ask("--prompt", "Hello", "--dtype", "float32", "--verbose")[2]
+    assert "because" not in ask("--prompt", "Hello", "--dtype", "auto")[2]
+
+
 def test_same_as_the_library(ask, loaded, pictures):
     model, processor = loaded
     content = [{"type": "image", "image": pictures["a"]}, {"type": "text", "text": "What is it?"}]
