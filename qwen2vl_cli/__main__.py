@@ -12,7 +12,6 @@ import math
 import os
 import re
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 from qwen2vl_cli.terminal import note, sentence
@@ -53,21 +52,29 @@ class Parser(argparse.ArgumentParser):
 
 
 def number(kind: type, low: float, high: float):
-    """An argparse type: a number from `low` to `high`."""
+    """An argparse type: a number from `low` to `high`.
+
+    qwen2vl_io.options.is_number would bring PyTorch, for which --help and mistakes must not wait.
+    """
+    name = "a whole number" if kind is int else "a number"
 
     def parse(text: str):
-        with suppress(ValueError):
-            if low <= (value := kind(text)) <= high:  # so written, NaN is refused too
-                return value
-        name = "a whole number" if kind is int else "a number"
-        raise argparse.ArgumentTypeError(f"{text!r} is not {name} from {low} to {high}")
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:  # NaN fails every comparison
+            raise argparse.ArgumentTypeError(f"{text!r} is not {name} from {low} to {high}")
+        return value
 
     return parse
 
 
 def pixels(text: str) -> int:
     """An argparse type: an area such as 200704 or 256*28*28."""
-    if re.fullmatch(r"[0-9]{1,9}(\*[0-9]{1,9}){0,3}", text) and (area := math.prod(map(int, text.split("*")))):
+    product = re.fullmatch(r"[0-9]{1,9}(\*[0-9]{1,9}){0,3}", text)
+    area = math.prod(int(factor) for factor in text.split("*")) if product else 0
+    if area > 0:
         return area
     raise argparse.ArgumentTypeError(f"{text!r} is not a number of pixels such as 200704 or 256*28*28")
 
@@ -83,8 +90,15 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.set_defaults(content=[])
-    in_order = {"action": InOrder, "default": argparse.SUPPRESS}
+    for add_group in (add_questions, add_media_options, add_model_options, add_answer_options, add_output_options):
+        add_group(parser)
+    parser.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
+    return parser
+
+
+def add_questions(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("what to ask").add_argument
+    in_order = {"action": InOrder, "default": argparse.SUPPRESS}
     add("--image", metavar="PATH", **in_order, help="a picture: a path, http(s) URL or data URI; may be repeated")
     add("--video", metavar="PATH", **in_order, help="a clip, likewise; all that is given keeps its order")
     add(
@@ -99,22 +113,31 @@ def make_parser() -> argparse.ArgumentParser:
     add("--chat", action="store_true", help="a conversation: turns are kept, /help lists its commands")
     add("--batch", metavar="FILE", type=Path, help="answer a file of conversations, one JSON list a line: see below")
     add("--out", metavar="FILE", type=Path, help="where --batch writes (default stdout); an unfinished one is resumed")
-    add(
-        "--batch-tokens", metavar="N", type=number(int, 1, 10**7), help="run together, answers included (default 16384)"
-    )
+    together = number(int, 1, 10**7)
+    add("--batch-tokens", metavar="N", type=together, help="run together, answers included (default 16384)")
+
+
+def add_media_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("pictures and clips").add_argument
+    seconds = number(float, 0, 10**7)
     add("--min-pixels", metavar="AREA", type=pixels, help="of a picture or frame, as 3136 or 4*28*28; enlarges")
     add("--max-pixels", metavar="AREA", type=pixels, help="shrinks; 28*28 pixels of a picture cost one token")
     add("--fps", metavar="X", type=number(float, 0.001, 1000), help="frames to take from a second (default 2)")
     add("--nframes", metavar="N", type=number(int, 2, 768), help="or from the whole clip; 2 frames cost one picture")
-    add("--video-start", metavar="SECONDS", type=number(float, 0, 10**7), help="leave out what comes before")
-    add("--video-end", metavar="SECONDS", type=number(float, 0, 10**7), help="leave out what comes after")
+    add("--video-start", metavar="SECONDS", type=seconds, help="leave out what comes before")
+    add("--video-end", metavar="SECONDS", type=seconds, help="leave out what comes after")
     add("--allow-private-urls", action="store_true", help="let URLs lead into this machine and its own network")
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("the model").add_argument
     add("--model", metavar="NAME", help='"tiny" (bundled, the default), a folder, or a Hub id org/name')
     add("--dtype", choices=DTYPES, default="auto")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default auto)")
     add("--attn", choices=ATTENTION, default="sdpa", help="attention kernels (default sdpa)")
+
+
+def add_answer_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("the answer").add_argument
     add("--max-new-tokens", metavar="N", type=number(int, 1, 10**6), default=256, help="its longest (default 256)")
     add("--temperature", metavar="X", type=number(float, 0, 100), help="0: always the likeliest token")
@@ -122,35 +145,48 @@ def make_parser() -> argparse.ArgumentParser:
     add("--top-k", metavar="N", type=number(int, 0, 10**6), help="choose among so many (0: all)")
     add("--repetition-penalty", metavar="X", type=number(float, 0.01, 100), help="1 changes nothing")
     add("--seed", metavar="N", type=number(int, 0, 2**63 - 1), help="makes sampling repeatable")
+
+
+def add_output_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("the output").add_argument
     add("--boxes", metavar="FILE", type=Path, help="draw the boxes of the answer on the last picture")
     add("--json", action="store_true", help="one JSON object in place of the text")
     add("--count-tokens", action="store_true", help="only say what the prompt costs; loads no weights")
     add("--verbose", action="store_true", help="settings, sizes and times on stderr")
-    parser.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
-    return parser
 
 
 def check_options(args: argparse.Namespace) -> None:
     """What argparse cannot see: options that do not go together, and files that could not be written in the end."""
-    if not args.content and not args.chat and not args.batch:
-        raise ValueError("There is nothing to answer; give --image, --video, --prompt, --chat or --batch.")
-    for job in ("chat", "batch"):
-        for name in ("boxes", "json", "count_tokens", "batch"):
-            if getattr(args, job) and getattr(args, name) and name != job:
-                raise ValueError(f"--{job} and --{name.replace('_', '-')} do not go together; drop one.")
-    if args.batch and args.content:
-        raise ValueError(f"--batch and --{args.content[0][0]} do not go together; drop one.")
-    if not args.batch and (args.out or args.batch_tokens):
-        raise ValueError("--out and --batch-tokens belong to --batch; add it, or drop them.")
+    check_job(args)
+
     if args.min_pixels and args.max_pixels and args.min_pixels > args.max_pixels:
         raise ValueError(f"--min-pixels {args.min_pixels} is larger than --max-pixels {args.max_pixels}; swap them.")
     if args.fps and args.nframes:
         raise ValueError("--fps and --nframes both say how many frames to take; drop one.")
-    if None not in (args.video_start, args.video_end) and args.video_start >= args.video_end:
-        raise ValueError(f"--video-start {args.video_start:g} is not before --video-end {args.video_end:g}; swap them.")
+
+    start = args.video_start
+    end = args.video_end
+    if start is not None and end is not None and start >= end:
+        raise ValueError(f"--video-start {start:g} is not before --video-end {end:g}; swap them.")
+
     if args.boxes:
         check_boxes_file(args.boxes, [value for kind, value in args.content if kind == "image"])
+
+
+def check_job(args: argparse.Namespace) -> None:
+    """Whether it is clear what to do: one question, a chat, or a batch. Raises ValueError."""
+    if not args.content and not args.chat and not args.batch:
+        raise ValueError("There is nothing to answer; give --image, --video, --prompt, --chat or --batch.")
+
+    for job in ("chat", "batch"):
+        for name in ("boxes", "json", "count_tokens", "batch"):
+            if getattr(args, job) and getattr(args, name) and name != job:
+                raise ValueError(f"--{job} and --{name.replace('_', '-')} do not go together; drop one.")
+
+    if args.batch and args.content:
+        raise ValueError(f"--batch and --{args.content[0][0]} do not go together; drop one.")
+    if not args.batch and (args.out or args.batch_tokens):
+        raise ValueError("--out and --batch-tokens belong to --batch; add it, or drop them.")
 
 
 def check_boxes_file(path: Path, pictures: list[str]) -> None:
@@ -179,15 +215,9 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that lacks a letter shows "?"
+
     try:
-        parser = make_parser()
-        if not argv:
-            note(parser.format_usage() + EXAMPLES % {"prog": parser.prog} + "--help lists all options.")
-            return 2
-        try:
-            return run(parser.parse_args(argv))
-        finally:
-            sys.stdout.flush()  # here a reader that has gone is still no error; at Python's exit it is
+        return run_flushed(argv)
     except SystemExit as stop:  # argparse, after --help
         return int(stop.code or 0)
     except KeyboardInterrupt:
@@ -201,6 +231,19 @@ def main(argv: list[str] | None = None) -> int:
             raise
         note(sentence(error))
         return 2
+
+
+def run_flushed(argv: list[str]) -> int:
+    """Run the command line; when this returns or raises, stdout has left the process."""
+    parser = make_parser()
+    if not argv:
+        note(parser.format_usage() + EXAMPLES % {"prog": parser.prog} + "--help lists all options.")
+        return 2
+
+    try:
+        return run(parser.parse_args(argv))
+    finally:
+        sys.stdout.flush()  # a reader that has gone is no error here; at Python's exit it would be one
 
 
 if __name__ == "__main__":

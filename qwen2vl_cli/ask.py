@@ -6,16 +6,18 @@ import argparse
 import json
 import time
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 
 import weights_loader
-from qwen2vl_cli.chat import Chat, answer, chat_loop
+from qwen2vl_cli.chat import Chat
+from qwen2vl_cli.chat_loop import ChatLoop, answer
 from qwen2vl_cli.costs import check_length, in_words, measures, media_of, print_costs, prompt_length
 from qwen2vl_cli.prompts import read_content, text_of
 from qwen2vl_cli.terminal import note
 from qwen2vl_io import urls
-from qwen2vl_io.boxes import draw_boxes, parse_boxes
+from qwen2vl_io.boxes import Box, draw_boxes, parse_boxes
 from qwen2vl_mini import Qwen2VLConfig, Qwen2VLProcessor
 
 BUNDLED = (
@@ -34,19 +36,24 @@ def open_checkpoint(args: argparse.Namespace) -> tuple[Qwen2VLProcessor, int]:
 
 
 def sampling_options(args: argparse.Namespace) -> dict:
+    """The options of `generate` and `stream` that choose among likely tokens."""
     return {key: getattr(args, key) for key in ("seed", *SAMPLING)}
 
 
 def load_model(args: argparse.Namespace) -> tuple[torch.nn.Module, dict, float]:
     """The model, the settings in force, and the seconds that loading took."""
-    name, began = args.model or "tiny", time.perf_counter()
+    name = args.model or "tiny"
+    began = time.perf_counter()
     model = weights_loader.load_model(name, dtype=args.dtype, device=args.device, attn_implementation=args.attn)
     seconds = time.perf_counter() - began
+
     settings = {"model": name, "dtype": str(model.dtype).removeprefix("torch."), "device": str(model.device)}
     settings |= {"attention": model.attn_implementation, "max_new_tokens": args.max_new_tokens, "seed": args.seed}
     settings |= model.sampling_settings(**{key: getattr(args, key) for key in SAMPLING})
     if args.verbose:
         note("settings  " + ", ".join(f"{key} {value}" for key, value in settings.items()))
+        if args.dtype == "auto" and model.device.type == "cpu":
+            note(f"dtype     {settings['dtype']}, because {weights_loader.cpu_bfloat16()[1]}")
         note(f"load      {seconds:.2f} s")
     return model, settings, seconds
 
@@ -60,38 +67,76 @@ def run(args: argparse.Namespace) -> int:
     if args.model is None:
         note(BUNDLED)
     if content:
-        messages = [{"role": "system", "content": system}] if system else []
-        messages += [{"role": "user", "content": content}]
-        length = prompt_length(messages, processor, args.add_vision_id)
-        if args.count_tokens:
-            print_costs(length, media, context, args.json)
-        check_length(messages, length, 0 if args.count_tokens else args.max_new_tokens, context)
-        if args.count_tokens:
-            return 0
+        check_prompt(args, processor, context, system, content)
+    if args.count_tokens:
+        return 0
 
     model, settings, load_seconds = load_model(args)
-    for item in media if args.verbose or args.chat else ():
-        note(f"{'picture' if item['type'] == 'image' else 'clip':<9} {in_words(item['measured'])}")
+    if args.verbose or args.chat:
+        for item in media:
+            name = "picture" if item["type"] == "image" else "clip"
+            note(f"{name:<9} {in_words(item['measured'])}")
+
     chat = Chat(model, processor, system, args.add_vision_id, args.max_new_tokens, **sampling_options(args))
     if args.chat:
-        chat_loop(chat, content, args)
+        ChatLoop(chat, content, args).run()
         return 0
-    answer(chat, content, args)
 
-    raw, pictures = processor.decode(chat.report["ids"]), [item for item in media if item["type"] == "image"]
-    last = pictures[-1]["image"] if pictures else None  # where boxes belong
-    boxes = parse_boxes(raw, last.width, last.height) if pictures else []
+    answer(chat, content, args)
+    boxes = find_boxes(chat, media)
+    show_boxes(boxes, media, args.boxes)
+    if args.json:
+        print_report(chat, media, boxes, settings, load_seconds)
+    return 0
+
+
+def check_prompt(
+    args: argparse.Namespace, processor: Qwen2VLProcessor, context: int, system: str | None, content: list[dict]
+) -> None:
+    """Refuse a prompt that does not fit the context with its answer. --count-tokens: say what it costs."""
+    messages = [{"role": "system", "content": system}] if system else []
+    messages += [{"role": "user", "content": content}]
+    length = prompt_length(messages, processor, args.add_vision_id)
+    if args.count_tokens:
+        print_costs(length, media_of(messages), context, args.json)
+    check_length(messages, length, 0 if args.count_tokens else args.max_new_tokens, context)
+
+
+def find_boxes(chat: Chat, media: list[dict]) -> list[Box]:
+    """The boxes of the last answer, which belong on the last picture."""
+    pictures = [item["image"] for item in media if item["type"] == "image"]
+    if not pictures:
+        return []
+    return parse_boxes(chat.processor.decode(chat.report["ids"]), pictures[-1].width, pictures[-1].height)
+
+
+def show_boxes(boxes: list[Box], media: list[dict], path: Path | None) -> None:
+    """Say where the boxes are; draw them on the last picture, into the file of --boxes."""
     for box in boxes:
         note(f"box       {box.name}: ({box.x1:.0f}, {box.y1:.0f}) to ({box.x2:.0f}, {box.y2:.0f}) pixels")
-    if args.boxes and boxes:
-        draw_boxes(last, boxes).save(args.boxes)
-        note(f"Wrote {args.boxes}.")
-    elif args.boxes:
-        note(f"The answer has no box, so {args.boxes} was not written.")
-    if args.json:
-        text = processor.decode(chat.report.pop("ids"), skip_special_tokens=True)
-        report = {"answer": text, "raw": raw, "boxes": [asdict(box) for box in boxes], **measures(media)}
-        report |= chat.report | {"settings": settings}
-        report["tokens"]["context"], report["seconds"]["load"] = context, load_seconds
-        print(json.dumps(report, ensure_ascii=False), flush=True)
-    return 0
+    if path is None:
+        return
+    if not boxes:
+        note(f"The answer has no box, so {path} was not written.")
+        return
+
+    pictures = [item["image"] for item in media if item["type"] == "image"]
+    draw_boxes(pictures[-1], boxes).save(path)
+    note(f"Wrote {path}.")
+
+
+def print_report(chat: Chat, media: list[dict], boxes: list[Box], settings: dict, load_seconds: float) -> None:
+    """--json: the answer and all that is to say about it, as one object."""
+    measured = dict(chat.report)
+    ids = measured.pop("ids")
+    measured["tokens"] = measured["tokens"] | {"context": chat.context}
+    measured["seconds"] = measured["seconds"] | {"load": load_seconds}
+    report = {
+        "answer": chat.processor.decode(ids, skip_special_tokens=True),
+        "raw": chat.processor.decode(ids),
+        "boxes": [asdict(box) for box in boxes],
+        **measures(media),
+        **measured,
+        "settings": settings,
+    }
+    print(json.dumps(report, ensure_ascii=False), flush=True)

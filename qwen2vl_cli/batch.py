@@ -2,7 +2,7 @@
 
 The input is read in windows of lines, so that memory does not grow with the file. Within a window, prompts of similar
 length run together. Answers are appended to --out as soon as their batch is done; when all are there, or the run is
-stopped, the lines are put into order.
+stopped, the file is put in order.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import argparse
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from qwen2vl_cli.answers import Answers
 from qwen2vl_cli.ask import BUNDLED, load_model, open_checkpoint, sampling_options
 from qwen2vl_cli.costs import check_length, media_of, open_media, prompt_length
+from qwen2vl_cli.progress import Progress
 from qwen2vl_cli.prompts import clip_options, text_of
-from qwen2vl_cli.terminal import Progress, note, sentence
+from qwen2vl_cli.terminal import note, sentence
 from qwen2vl_io.messages import as_messages, media_kind
 from qwen2vl_io.sources import is_url, item_source
 
@@ -54,16 +54,42 @@ def read_lines(path: Path) -> Iterator[Line]:
     try:
         with path.open("rb") as file:
             for number, text in enumerate(file, 1):
-                if text := text.strip():
-                    yield Line(number, text)
+                if not text.isspace():
+                    yield Line(number, text.strip())
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}); check its permissions.") from None
 
 
 def parse(line: Line, folder: Path, system: str | None) -> None:
     """Fill in `messages` and `named`; media paths become absolute. Raises ValueError."""
+    content = read_json(line.text)
+    if isinstance(content, dict):
+        line.named = {"id": content["id"]} if "id" in content else {}
+        if "messages" not in content:
+            raise ValueError('This has no "messages"; write a list of messages, or {"id": …, "messages": [...]}.')
+        content = content["messages"]
+
+    line.messages = as_messages(content)
+    if not line.messages:
+        raise ValueError("This conversation has no messages.")
+    if system and line.messages[0]["role"] != "system":
+        line.messages.insert(0, {"role": "system", "content": system})
+
+    for item in media_of(line.messages):
+        kind = media_kind(item)
+        source = item_source(item)
+        for key in ("image_url", "video_url", "url", "path", "base64"):
+            item.pop(key, None)
+        if isinstance(source, list):
+            item[kind] = [in_folder(frame, folder) for frame in source]
+        else:
+            item[kind] = in_folder(source, folder)
+
+
+def read_json(text: bytes):
+    """What a line says. Raises ValueError."""
     try:
-        content = json.loads(line.text)
+        content = json.loads(text)
         json.dumps(content, ensure_ascii=False).encode()  # halves of characters ("\\ud800") are no text
     except UnicodeError:
         raise ValueError("This is no UTF-8 text; convert it first.") from None
@@ -71,22 +97,7 @@ def parse(line: Line, folder: Path, system: str | None) -> None:
         raise ValueError(f"This is no JSON ({error.msg} at character {error.pos + 1}).") from None
     except (ValueError, RecursionError):
         raise ValueError("This JSON is nested too deeply, or has a number of thousands of digits.") from None
-    if isinstance(content, dict):
-        line.named = {"id": content["id"]} if "id" in content else {}
-        if "messages" not in content:
-            raise ValueError('This has no "messages"; write a list of messages, or {"id": …, "messages": [...]}.')
-        content = content["messages"]
-    line.messages = as_messages(content)
-    if not line.messages:
-        raise ValueError("This conversation has no messages.")
-    if system and line.messages[0]["role"] != "system":
-        line.messages.insert(0, {"role": "system", "content": system})
-    for item in media_of(line.messages):
-        kind, source = media_kind(item), item_source(item)
-        for key in ("image_url", "video_url", "url", "path", "base64"):
-            item.pop(key, None)
-        item[kind] = [in_folder(frame, folder) for frame in source] if isinstance(source, list) else source
-        item[kind] = in_folder(item[kind], folder)
+    return content
 
 
 def in_folder(source, folder: Path):
@@ -99,15 +110,22 @@ def windows(lines: Iterator[Line], prepare: Callable[[Line], int | None]) -> Ite
 
     `prepare` returns the pixels that a line keeps open, or None if it cannot be answered.
     """
-    window, seen, pixels, size = [], 0, 0, 0
+    window: list[Line] = []
+    seen = 0  # lines, good or bad
+    pixels = 0
     for line in lines:
-        if (cost := prepare(line)) is not None:
-            window.append(line)
-            pixels, size = pixels + cost, size + len(line.text)
         seen += 1
+        cost = prepare(line)
+        if cost is not None:
+            window.append(line)
+            pixels += cost
+
+        size = sum(len(line.text) for line in window)
         if seen == WINDOW_LINES or pixels > WINDOW_PIXELS or size > WINDOW_BYTES:
             yield window
-            window, seen, pixels, size = [], 0, 0, 0
+            window = []
+            seen = 0
+            pixels = 0
     yield window
 
 
@@ -126,107 +144,27 @@ def batches(window: list[Line], batch_tokens: int, max_new_tokens: int) -> Itera
         yield batch
 
 
-class Answers:
-    """Where the records go: the file of --out, which is put into order at the end, or stdout.
-
-    `answered` has the lines that need not run again: their number → their hash.
-    """
-
-    def __init__(self, path: Path | None):
-        self.path, self.file, self.waiting = path, None, {}
-        self.answered: dict[int, str] = {}
-        self.places: dict[int, tuple[int, int]] = {}  # line number → offset and length of its last record in the file
-        self.end, self.ordered = 0, True  # bytes of whole records
-        if path is not None and path.exists():
-            self.read()
-
-    def read(self) -> None:
-        """Learn what is in the file. Raises ValueError if anything in it is not ours: it would be lost."""
-        try:
-            file = self.path.open("rb")
-        except OSError as error:
-            raise ValueError(f"--out {self.path} cannot be read ({error.strerror}); name another file.") from None
-        with file:
-            for number, text in enumerate(file, 1):
-                if not text.endswith(b"\n") and text[:9] == b'{"line": '[: len(text)]:
-                    break  # torn: we were stopped while we wrote it. The next record takes its place
-                try:
-                    record = json.loads(text)
-                    ours = isinstance(record["line"], int) and ("answer" in record or "error" in record)
-                except (ValueError, KeyError, TypeError, RecursionError):
-                    ours = False
-                if not ours:
-                    raise ValueError(
-                        f"--out {self.path} holds other things than answers (line {number}); name another file."
-                    )
-                self.remember(record, len(text))
-
-    def remember(self, record: dict, length: int) -> None:
-        """A record of so many bytes stands at the end of the file."""
-        number = record["line"]
-        self.ordered &= number > max(self.places, default=0)
-        self.places[number] = self.end, length
-        self.end += length
-        self.answered.pop(number, None)
-        if "answer" in record:
-            self.answered[number] = record.get("hash")
-
-    def has(self, line: Line) -> bool:
-        return self.answered.get(line.number) == line.hash
-
-    def write(self, record: dict) -> None:
-        text = json.dumps(record, ensure_ascii=False) + "\n"
-        if self.path is None:
-            self.waiting[record["line"]] = text
-            return
-        if self.file is None:  # not before there is something to write
-            self.file = self.path.open("r+b" if self.path.exists() else "x+b")
-            self.file.truncate(self.end)
-            self.file.seek(self.end)
-        self.file.write(text.encode())
-        self.file.flush()
-        self.remember(record, len(text.encode()))
-
-    def flush(self) -> None:
-        """After each window: stdout cannot be put into order later."""
-        for number in sorted(self.waiting):
-            print(self.waiting.pop(number), end="", flush=True)
-
-    def close(self, numbers: set[int] | None = None) -> None:
-        """Put the file into order. `numbers`: the lines that there are; records of others are out of date."""
-        self.flush()
-        if self.file is None:
-            return
-        kept = sorted(self.places.keys() & numbers if numbers else self.places)
-        if not self.ordered or len(kept) < len(self.places):
-            target = self.path.resolve()  # a link stays a link
-            with tempfile.NamedTemporaryFile(dir=target.parent, prefix=target.name, delete=False) as draft:
-                for number in kept:
-                    offset, length = self.places[number]
-                    self.file.seek(offset)
-                    draft.write(self.file.read(length))
-            shutil.copymode(target, draft.name)
-            self.file.close()
-            os.replace(draft.name, target)
-        self.file.close()
-
-
 class Job:
     """One run of --batch. The weights are loaded when the first batch is ready for them."""
 
     def __init__(self, args: argparse.Namespace, answers: Answers, total: int, done: int):
-        self.args, self.answers, self.progress = args, answers, Progress(total, done)
+        self.args = args
+        self.answers = answers
+        self.progress = Progress(total, done)
         self.system = text_of(args.system) if args.system else None
-        self.folder, self.clips = args.batch.resolve().parent, clip_options(args)
+        self.folder = args.batch.resolve().parent  # relative paths count from here
+        self.clips = clip_options(args)
         self.processor, self.context = open_checkpoint(args)
         self.model = None
 
     def run(self, lines: Iterator[Line]) -> None:
+        batch_tokens = self.args.batch_tokens or BATCH_TOKENS
         for window in windows(lines, self.prepare):
-            for batch in batches(window, self.args.batch_tokens or BATCH_TOKENS, self.args.max_new_tokens):
+            for batch in batches(window, batch_tokens, self.args.max_new_tokens):
                 self.answer(batch)
                 for line in batch:
                     line.messages = []  # its pictures are not needed any more
+            self.progress.hide()
             self.answers.flush()
 
     def prepare(self, line: Line) -> int | None:
@@ -235,19 +173,20 @@ class Job:
             parse(line, self.folder, self.system)
             for message in line.messages:
                 if not isinstance(message["content"], str):
-                    how = self.processor, self.context, self.clips
-                    message["content"] = open_media(message["content"], *how)
+                    message["content"] = open_media(message["content"], self.processor, self.context, self.clips)
             line.length = prompt_length(line.messages, self.processor, self.args.add_vision_id)
             check_length(line.messages, line.length, self.args.max_new_tokens, self.context)
         except Exception as error:
             self.fail(line, error)
             return None
+
         measures = [item["measured"] for item in media_of(line.messages)]
         return sum(measured["width"] * measured["height"] for measured in measures if "frames" not in measured)
 
     def fail(self, line: Line, error: Exception) -> None:
         if self.args.debug:
             raise error
+
         text = sentence(error)
         self.progress.note(f"line {line.number}: {text}")
         self.answers.write(line.record(error=text.removeprefix("error: ")))
@@ -257,13 +196,16 @@ class Job:
     def answer(self, batch: list[Line]) -> None:
         """Run one batch; if that fails, its lines one by one."""
         if self.model is None:
-            self.progress.close()
+            self.progress.hide()
             self.model = load_model(self.args)[0]
         self.progress.show()
+
+        failure = None
         try:
-            records, failure = self.generate(batch), None
+            records = self.generate(batch)
         except Exception as error:
-            records, failure = [], error.with_traceback(None)  # which would hold on to the memory that is missing
+            failure = error.with_traceback(None)  # which would hold on to the memory that is missing
+
         if failure is None:
             for record in records:
                 self.answers.write(record)
@@ -285,51 +227,81 @@ class Job:
             add_generation_prompt=True,
             add_vision_id=self.args.add_vision_id,
         )
+        prompt_length = inputs["input_ids"].shape[1]
         options = {"max_new_tokens": self.args.max_new_tokens, **sampling_options(self.args)}
-        ids = self.model.generate(**inputs.to(self.model.device), **options)[:, inputs["input_ids"].shape[1] :]
-        ends = self.model.generation_config.get("eos_token_id", [])
-        ends = {ends} if isinstance(ends, int) else set(ends)
-        records = []
-        for line, row in zip(batch, ids.tolist()):
-            written = next((place for place, i in enumerate(row) if i in ends), None)  # behind it is padding
-            answer, raw = (self.processor.decode(row[:written], skip_special_tokens=skip) for skip in (True, False))
-            tokens = {"prompt": line.length, "answer": len(row) if written is None else written + 1}
-            more = ({"raw": raw} if raw != answer else {}) | ({"cut_off": True} if written is None else {})
-            records.append(line.record(answer=answer, **more, tokens=tokens))
-        return records
+        ids = self.model.generate(**inputs.to(self.model.device), **options)
+        return [self.make_record(line, row) for line, row in zip(batch, ids[:, prompt_length:].tolist())]
+
+    def make_record(self, line: Line, ids: list[int]) -> dict:
+        """The record of one answer: its ids, and padding behind its end."""
+        ends = set(self.model.end_token_ids())
+        end = next((place for place, i in enumerate(ids) if i in ends), None)
+        answer = self.processor.decode(ids[:end], skip_special_tokens=True)
+        raw = self.processor.decode(ids[:end], skip_special_tokens=False)
+
+        content = {"answer": answer}
+        if raw != answer:
+            content["raw"] = raw
+        if end is None:
+            content["cut_off"] = True
+        content["tokens"] = {"prompt": line.length, "answer": len(ids) if end is None else end + 1}
+        return line.record(**content)
 
 
 def run(args: argparse.Namespace) -> int:
     """Answer the lines of --batch; returns 0 if all of them are answered now, else 1. Raises ValueError."""
-    path, out = args.batch, args.out
-    if not path.is_file():
-        raise ValueError(f"--batch {path} is no file; name one with a conversation on each line.")
-    if out and (out.exists() and not out.is_file() or not os.access(out if out.exists() else out.parent, os.W_OK)):
-        raise ValueError(f"--out {out} cannot be written; name a file in an existing folder of yours.")
-    if out and out.exists() and out.samefile(path):
-        raise ValueError(f"--out {out} would overwrite the conversations themselves; choose another name.")
-    numbers = {line.number for line in read_lines(path)}
+    check_files(args.batch, args.out)
+    numbers = {line.number for line in read_lines(args.batch)}
     if not numbers:
-        raise ValueError(f"{path} is empty; write a conversation on each line.")
-    answers = Answers(out)
-    done = sum(answers.has(line) for line in read_lines(path)) if answers.answered else 0
-    if len(answers.answered) > 1 and not done:
-        raise ValueError(f"--out {out} holds the answers to other conversations than {path}; name another file.")
+        raise ValueError(f"{args.batch} is empty; write a conversation on each line.")
+
+    answers = Answers(args.out)
+    done = count_answered(args.batch, answers)
     job = Job(args, answers, len(numbers), done)
     if args.model is None:
         note(BUNDLED)
     if done:
-        note(f"{done} of {len(numbers)} lines are answered in {out} already.")
-    progress, complete = job.progress, False
+        note(f"{done} of {len(numbers)} lines are answered in {args.out} already.")
+
+    progress = job.progress
+    complete = False
     try:
-        job.run(line for line in read_lines(path) if not answers.has(line))
+        job.run(line for line in read_lines(args.batch) if not answers.has(line.number, line.hash))
         complete = True
     except KeyboardInterrupt:
-        progress.note("Stopped." + f" {out} has what was answered; the same command goes on from there." * bool(out))
+        resume = f" {args.out} has what was answered; the same command goes on from there." if args.out else ""
+        progress.note("Stopped." + resume)
         raise
     finally:
         progress.close()
         answers.close(numbers if complete else None)
+
     failed = f", {progress.failed} failed" if progress.failed else ""
     note(f"{progress.done - progress.failed} of {progress.total} lines are answered{failed}.")
     return 1 if progress.failed else 0
+
+
+def check_files(path: Path, out: Path | None) -> None:
+    """Whether --batch can be read and --out written. Raises ValueError."""
+    if not path.is_file():
+        raise ValueError(f"--batch {path} is no file; name one with a conversation on each line.")
+    if out is None:
+        return
+
+    is_other_thing = out.exists() and not out.is_file()
+    if is_other_thing or not os.access(out if out.exists() else out.parent, os.W_OK):
+        raise ValueError(f"--out {out} cannot be written; name a file in an existing folder of yours.")
+    if out.exists() and out.samefile(path):
+        raise ValueError(f"--out {out} would overwrite the conversations themselves; choose another name.")
+
+
+def count_answered(path: Path, answers: Answers) -> int:
+    """How many lines of the input need not run again. Raises ValueError if the answers belong to another input."""
+    if not answers.answered:
+        return 0
+    done = sum(answers.has(line.number, line.hash) for line in read_lines(path))
+    if not done and len(answers.answered) > 1:  # a single one may be of a line that was edited
+        raise ValueError(
+            f"--out {answers.path} holds the answers to other conversations than {path}; name another file."
+        )
+    return done

@@ -1,48 +1,55 @@
-"""A conversation whose cache lives on from turn to turn, and the loop that reads turns from the keyboard."""
+"""A conversation whose cache lives on from turn to turn."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, suppress
 from itertools import groupby
 
 import torch
 import torch.nn.functional as F
 
-from qwen2vl_cli.costs import check_length, in_words, media_of, open_media, prompt_length
-from qwen2vl_cli.prompts import clip_options, with_files
-from qwen2vl_cli.terminal import note, sentence
+from qwen2vl_cli.costs import check_length, media_of, open_media, prompt_length
 from qwen2vl_io.messages import media_kind
 from qwen2vl_io.options import MEDIA_OPTIONS
 from qwen2vl_io.sentences import shorten
 from qwen2vl_io.sources import is_url
 from qwen2vl_mini import KVCache, Qwen2VLConfig, Special, get_rope_index
 
-CHAT_HELP = """/image PATH  add a picture to the next turn    /tokens     how full the context is
-/video PATH  add a clip                        /save FILE  write the conversation as JSON messages
-/clear       forget everything                 /exit       leave (or Ctrl-D); Ctrl-C cuts an answer short
-@photo.jpg or @"my clip.mp4" inside a line puts that file there."""
+PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}  # kind of media → its patches among the inputs
 
 
 class Listener:
     """Stands in for the tokenizer in `model.stream`, to learn which ids were written and when the first one came."""
 
     def __init__(self, tokenizer):
-        self.tokenizer, self.ids, self.first = tokenizer, [], None
+        self.tokenizer = tokenizer
+        self.ids: list[int] = []
+        self.first: float | None = None  # when the first id came
 
     def decode(self, ids: list[int], **options) -> str:
-        self.ids, self.first = ids, self.first or time.perf_counter()
+        self.ids = ids
+        self.first = self.first or time.perf_counter()
         return self.tokenizer.decode(ids, **options)
 
 
 def cut_cache(cache: KVCache, length: int, next_position) -> None:
     """Keep the first `length` tokens of the cache; `next_position` (1, 1) is the M-RoPE position after them."""
-    cache.length, cache.token_ids, cache.next_position = length, cache.token_ids[:, :length], next_position
+    cache.length = length
+    cache.token_ids = cache.token_ids[:, :length]
+    cache.next_position = next_position
+
+
+def media_places(prompt: dict, kind: str, config: Qwen2VLConfig) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The pictures or the clips of a prompt (B = 1): their grids (·, 3), and where the tokens of each start and end."""
+    token_id = config.image_token_id if kind == "image" else config.video_token_id
+    grids = prompt.get(f"{kind}_grid_thw", torch.zeros(0, 3, dtype=torch.long))
+    counts = grids.prod(1) // config.vision_config.spatial_merge_size**2
+    places = (prompt["input_ids"][0] == token_id).nonzero()[:, 0]
+    ends = places[counts.cumsum(0) - 1] + 1
+    return grids, ends - counts, ends
 
 
 def what_is_new(prompt: dict, cache: KVCache, config: Qwen2VLConfig) -> dict:
@@ -50,25 +57,28 @@ def what_is_new(prompt: dict, cache: KVCache, config: Qwen2VLConfig) -> dict:
 
     The border never lies inside a picture or clip, whose tokens are read together.
     """
-    ids, cell = prompt["input_ids"], config.vision_config.spatial_merge_size**2  # patches of one visual token
-    most = min(cache.token_ids.shape[1], ids.shape[1] - 1)  # one token at least must be read, to get the next one
-    shared = int((cache.token_ids[0, :most].cpu() == ids[0, :most]).long().cumprod(0).sum())
-    grids, ends = {}, {}  # of pictures and of clips: (·, 3), and the place behind the last token of each
-    for kind, token_id in (("image", config.image_token_id), ("video", config.video_token_id)):
-        grids[kind] = prompt.get(f"{kind}_grid_thw", torch.zeros(0, 3, dtype=torch.long))
-        tokens = grids[kind].prod(1) // cell
-        ends[kind] = (ids[0] == token_id).nonzero()[:, 0][tokens.cumsum(0) - 1] + 1
-        for end, count in zip(ends[kind].tolist(), tokens.tolist()):
-            if end - count < shared < end:
-                shared = end - count
-    kept = {kind: int((ends[kind] <= shared).sum()) for kind in grids}
-    _, delta = get_rope_index(config, ids[:, :shared], *(grids[kind][: kept[kind]] for kind in ("image", "video")))
+    ids = prompt["input_ids"]
+    media = {kind: media_places(prompt, kind, config) for kind in PIXELS}
+
+    longest = min(cache.token_ids.shape[1], ids.shape[1] - 1)  # at least one token is read, to get the next one
+    is_same = cache.token_ids[0, :longest].cpu() == ids[0, :longest]
+    shared = int(is_same.long().cumprod(0).sum())
+    for _, starts, ends in media.values():
+        for start, end in zip(starts.tolist(), ends.tolist()):
+            if start < shared < end:
+                shared = start
+
+    kept = {kind: int((ends <= shared).sum()) for kind, (_, _, ends) in media.items()}
+    kept_grids = {kind: grids[: kept[kind]] for kind, (grids, _, _) in media.items()}
+    _, delta = get_rope_index(config, ids[:, :shared], kept_grids["image"], kept_grids["video"])
     cut_cache(cache, shared, (shared + delta).to(cache.token_ids.device))
+
     new = {"input_ids": ids[:, shared:]}
-    for kind, pixels in (("image", "pixel_values"), ("video", "pixel_values_videos")):
-        if kept[kind] < len(grids[kind]):
-            rows = int(grids[kind][: kept[kind]].prod(1).sum())
-            new |= {pixels: prompt[pixels][rows:], f"{kind}_grid_thw": grids[kind][kept[kind] :]}
+    for kind, (grids, _, _) in media.items():
+        if kept[kind] < len(grids):
+            rows = int(kept_grids[kind].prod(1).sum())
+            new[PIXELS[kind]] = prompt[PIXELS[kind]][rows:]
+            new[f"{kind}_grid_thw"] = grids[kept[kind] :]
     return new
 
 
@@ -81,11 +91,13 @@ class Chat:
     """
 
     def __init__(self, model, processor, system=None, add_vision_id=False, max_new_tokens: int = 256, **sampling):
-        self.model, self.processor, self.system, self.add_vision_id = model, processor, system, add_vision_id
-        self.max_new_tokens, self.sampling = max_new_tokens, sampling
+        self.model = model
+        self.processor = processor
+        self.system = system
+        self.add_vision_id = add_vision_id
+        self.max_new_tokens = max_new_tokens
+        self.sampling = sampling
         self.context = model.config.text_config.max_position_embeddings
-        ends = model.generation_config.get("eos_token_id", [])
-        self.ends = [ends] if isinstance(ends, int) else ends
         self.clear()
 
     def clear(self) -> None:
@@ -110,11 +122,13 @@ class Chat:
         prompt, messages = self.prepare(content)
         length = prompt["input_ids"].shape[1]
         new = what_is_new(prompt, self.cache, self.model.config)
-        kept, position = self.cache.length, self.cache.next_position
-        # all the room that this turn can need; a cache that grows by itself doubles
-        room = min(length + self.max_new_tokens, self.context)
-        self.cache.data = F.pad(self.cache.data, (0, 0, 0, max(0, room - self.cache.data.shape[4])))
-        listener, started, counts = Listener(self.processor.tokenizer), time.perf_counter(), False
+        kept = self.cache.length
+        position = self.cache.next_position
+        self.make_room(length + self.max_new_tokens)
+
+        listener = Listener(self.processor.tokenizer)
+        started = time.perf_counter()
+        counts = False  # whether the turn becomes a part of the conversation
         try:
             new = {name: tensor.to(self.model.device) for name, tensor in new.items()}
             options = {"max_new_tokens": self.max_new_tokens, "cache": self.cache, **self.sampling}
@@ -126,24 +140,37 @@ class Chat:
         finally:
             if counts:
                 self.messages = [*messages, {"role": "assistant", "content": self.spoken(listener.ids)}]
-                decode, written = time.perf_counter() - listener.first, len(listener.ids)
-                self.report = {
-                    "ids": listener.ids,
-                    "tokens": {"prompt": length, "read": length - kept, "answer": written},
-                    "seconds": {"prepare": started - began, "prefill": listener.first - started, "decode": decode},
-                    "tokens_per_second": (written - 1) / max(decode, 1e-9),  # the prefill gives the first one
-                    "cut_off": listener.ids[-1] not in self.ends,
-                }
+                self.report = self.make_report(listener, began, started, length, kept)
             else:
                 cut_cache(self.cache, kept, position)
 
+    def make_room(self, length: int) -> None:
+        """Let the cache have room for so many tokens at once: growing by itself, it would double."""
+        missing = min(length, self.context) - self.cache.data.shape[4]
+        self.cache.data = F.pad(self.cache.data, (0, 0, 0, max(0, missing)))
+
+    def make_report(self, listener: Listener, began: float, started: float, length: int, kept: int) -> dict:
+        """What a turn took. Media `began`, then the model `started`; `kept` of `length` tokens were cached."""
+        decode = time.perf_counter() - listener.first
+        written = len(listener.ids)
+        return {
+            "ids": listener.ids,
+            "tokens": {"prompt": length, "read": length - kept, "answer": written},
+            "seconds": {"prepare": started - began, "prefill": listener.first - started, "decode": decode},
+            "tokens_per_second": (written - 1) / max(decode, 1e-9),  # the prefill gives the first one
+            "cut_off": listener.ids[-1] not in self.model.end_token_ids(),
+        }
+
     def prepare(self, content: list[dict]) -> tuple[dict, list[dict]]:
         """The model's inputs for the whole conversation with one more turn, and its messages."""
-        how = self.processor, self.context
-        content = [item if "measured" in item else open_media([item], *how)[0] for item in content]
+        content = [
+            item if "measured" in item else open_media([item], self.processor, self.context)[0] for item in content
+        ]
         messages = [*self.messages, {"role": "user", "content": content}]
+
         length = prompt_length(messages, self.processor, self.add_vision_id)
         check_length(messages, length, self.max_new_tokens, self.context)  # before anything large is made
+
         for item in media_of([messages[-1]]):
             item["patches"] = self.processor.media_patches(item)
         prompt = self.processor.apply_chat_template(
@@ -153,13 +180,17 @@ class Chat:
 
     def spoken(self, ids: list[int]) -> list[dict]:
         """The ids of an answer → the content of its message, in which the markers of boxes stay control tokens."""
-        tokenizer, texts = self.processor.tokenizer, []
+        tokenizer = self.processor.tokenizer
         names = {i: name for name, i in tokenizer.special_ids.items()}
-        if ids[-1] in self.ends:
+        if ids[-1] in self.model.end_token_ids():
             ids = ids[:-1]  # the template writes it
-        for special, run in groupby(ids, names.__contains__):
-            run = list(run)
-            texts += [Special(names[i]) for i in run] if special else [tokenizer.decode(run)]
+
+        texts = []
+        for is_special, run in groupby(ids, names.__contains__):
+            if is_special:
+                texts += [Special(names[i]) for i in run]
+            else:
+                texts.append(tokenizer.decode(list(run)))
         return [{"type": "text", "text": text} for text in texts]
 
     def save(self, path: str) -> None:
@@ -169,6 +200,7 @@ class Chat:
         """
         if not any(message["role"] == "user" for message in self.messages):
             raise ValueError("There is nothing to save yet; say something first.")
+
         saved = []
         for message in self.messages:
             content = message["content"]
@@ -176,6 +208,7 @@ class Chat:
                 content = [saved_item(item) if media_kind(item) else item for item in content]
             saved.append({"role": message["role"], "content": content})
         line = json.dumps(saved, ensure_ascii=False)
+
         try:
             with open(path, "x", encoding="utf-8") as file:
                 file.write(line + "\n")
@@ -187,87 +220,12 @@ class Chat:
 
 def saved_item(item: dict) -> dict:
     """A media item as JSON can hold it."""
-    kind, source = item["type"], item["source"]
+    kind = item["type"]
+    source = item["source"]
     if not isinstance(source, str | os.PathLike):
         raise ValueError(f"The conversation has a {kind} that came from no file, so it cannot be saved.")
+
     source = os.fspath(source)
     path = source if is_url(source) else os.path.abspath(source)
-    return {"type": kind, kind: path} | {key: item[key] for key in MEDIA_OPTIONS if key in item}
-
-
-def answer(chat: Chat, content: list[dict], args: argparse.Namespace) -> None:
-    """One turn: the answer to stdout as it comes (not with --json), and to stderr what is to say about it."""
-    with closing(chat.turn(content)) as pieces:
-        for piece in pieces:
-            if not args.json:
-                print(piece, end="", flush=True)
-    if not args.json:
-        print(flush=True)
-        if chat.report["cut_off"]:
-            note(f"(Cut off after {args.max_new_tokens} tokens; --max-new-tokens allows more.)")
-    if args.verbose:
-        tokens, seconds, speed = (chat.report[key] for key in ("tokens", "seconds", "tokens_per_second"))
-        note(f"prepare   {seconds['prepare']:.2f} s to make inputs of pictures, clips and text")
-        note(f"prefill   {seconds['prefill']:.2f} s to read {tokens['read']} of {tokens['prompt']} prompt tokens")
-        note(f"decode    {seconds['decode']:.2f} s for {tokens['answer']} tokens, {speed:.1f} tokens/s")
-
-
-def attach(chat: Chat, items: list[dict], args: argparse.Namespace) -> list[dict]:
-    """The items with their media open, and a word on stderr about each of these."""
-    items = open_media(items, chat.processor, chat.context, clip_options(args))
-    for item in media_of([{"content": items}]):
-        note(in_words(item["measured"]))
-    return items
-
-
-def chat_loop(chat: Chat, content: list[dict], args: argparse.Namespace) -> None:
-    """Turns and commands from stdin until it ends. `content` is what the command line gave to begin with."""
-    by_hand = sys.stdin.isatty()
-    if by_hand:
-        note(CHAT_HELP)
-        with suppress(ImportError):
-            import readline  # noqa: F401  (gives input() line editing and a history)
-    ready = any(item["type"] == "text" for item in content)  # the first turn needs no line of input
-    answering = False
-    while True:
-        try:
-            line = "" if ready else input("> " if by_hand and sys.stdout.isatty() else "")
-            command, _, path = line.partition(" ") if line.startswith("/") else ("", "", "")
-            path = os.path.expanduser(path.strip().strip("'\""))
-            if command in ("/image", "/video", "/save") and not path:
-                raise ValueError(f"{command} needs the name of a file behind it.")
-            if command in ("/image", "/video"):
-                kind = command[1:]
-                content = [*content, *attach(chat, [{"type": kind, kind: path}], args)]
-            elif command == "/clear":
-                chat.clear()
-                content = []
-                note("All is forgotten.")
-            elif command == "/tokens":
-                used = chat.tokens()
-                note(f"{used} of {chat.context} tokens are in use ({used / chat.context:.1%}).")
-            elif command == "/save":
-                chat.save(path)
-                note(f"Wrote {path}.")
-            elif command == "/help":
-                note(CHAT_HELP)
-            elif command in ("/exit", "/quit"):
-                return
-            elif command:
-                note(f"error: {command} is no command; /help lists them, and a space before the slash makes it text.")
-            elif ready or line.strip():
-                content = content if ready else [*content, *attach(chat, with_files(line.strip()), args)]
-                if any(item["type"] == "text" for item in content):  # files alone wait for a question
-                    turn, content, ready, answering = content, [], False, True
-                    answer(chat, turn, args)
-        except EOFError:
-            return
-        except KeyboardInterrupt:
-            if not (by_hand and answering):
-                raise
-            note("\n(Cut short.)")  # only this answer was meant
-        except Exception as error:
-            if args.debug or isinstance(error, BrokenPipeError):
-                raise
-            note(sentence(error) + " (This turn is dropped; the conversation goes on.)" * answering)
-        answering = False
+    options = {key: item[key] for key in MEDIA_OPTIONS if key in item}
+    return {"type": kind, kind: path, **options}

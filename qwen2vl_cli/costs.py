@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 import os
+
+from PIL import Image
 
 from qwen2vl_io.messages import item_options, media_kind
 from qwen2vl_io.pictures import load_image
 from qwen2vl_io.sentences import shorten
 from qwen2vl_io.sources import item_source
-from qwen2vl_io.videos import load_video
-from qwen2vl_mini import Qwen2VLProcessor, render_chat
+from qwen2vl_io.videos import Video, load_video
+from qwen2vl_mini import Qwen2VLImageProcessor, Qwen2VLProcessor, render_chat
 
 
 def open_item(item: dict, processor: Qwen2VLProcessor, context: int, clips: dict | None = None) -> dict:
@@ -20,49 +21,89 @@ def open_item(item: dict, processor: Qwen2VLProcessor, context: int, clips: dict
     `clips`: how to sample a clip whose item does not say it. What comes back has two keys more: `source`, and
     `measured`, which is the sizes in pixels and the cost in tokens. Raises ValueError or FileNotFoundError.
     """
-    kind, source, images = media_kind(item), item_source(item), processor.image_processor
-    # the frames of a list have no times, and are taken as they are
-    size, limits, total, sampling = item_options(item, {} if isinstance(source, list | tuple) else clips or {})
-    name = os.fspath(source) if isinstance(source, str | os.PathLike) else f"The {kind}"
-    name = shorten(name, 60) if name[:5].lower() == "data:" else name
+    kind = media_kind(item)
+    source = item_source(item)
+    if isinstance(source, list | tuple):
+        clips = None  # frames that were taken already have no times by which to sample them
+    size, limits, budget, sampling = item_options(item, clips or {})
+
     if kind == "image":
-        thing, about, sampling, total = load_image(source), {}, {}, None
-        height, width = images.target_size(*(size or (thing.height, thing.width)), **limits)
+        opened = load_image(source)
+        options = dict(limits)
+        measured = measure_picture(opened, processor.image_processor, size, limits)
     else:
-        thing = load_video(source, **sampling)
-        about = {"frames": thing.num_frames, "total_frames": thing.total_frames, "video_fps": thing.video_fps}
-        about |= {"seconds": [round(second, 3) for second in thing.seconds]}
-        about |= {"note": thing.note} if thing.note else {}
-        frame = thing.num_frames, thing.height, thing.width
-        height, width = (
-            images.target_size(*size, **limits) if size else images.frame_size(*frame, **limits, total_pixels=total)
-        )
-    pairs = math.ceil(about.get("frames", 1) / images.temporal_patch_size)
-    tokens = pairs * height * width // (images.patch_size * images.merge_size) ** 2
-    if tokens >= context:  # said here, since even resizing to such a size can fill the memory
+        opened = load_video(source, **sampling)
+        options = limits | sampling | {"total_pixels": budget}
+        measured = measure_clip(opened, processor.image_processor, size, limits, budget)
+    measured = {"file": media_name(kind, source), **measured}
+
+    if measured["tokens"] >= context:  # said here, since even resizing to such a size can fill the memory
+        what = f"{measured['file']} would take {measured['tokens']} tokens of a context of {context}"
         lower = "--max-pixels" if kind == "image" else "--nframes, --fps or --max-pixels"
-        raise ValueError(f"{name} would take {tokens} tokens of a context of {context}; lower {lower}.")
-    sizes = {"width": thing.width, "height": thing.height, "resized_width": width, "resized_height": height}
-    measured = {"file": name, **sizes, **about, "tokens": tokens}
-    options = limits | sampling | {"total_pixels": total}
-    options |= {"resized_height": size[0], "resized_width": size[1]} if size else {}
+        raise ValueError(f"{what}; lower {lower}.")
+
+    if size:
+        options |= {"resized_height": size[0], "resized_width": size[1]}
     options = {key: value for key, value in options.items() if value is not None}
-    return {"type": kind, kind: thing, "source": source, **options, "measured": measured}
+    return {"type": kind, kind: opened, "source": source, **options, "measured": measured}
 
 
-def open_media(items: list[dict], *how) -> list[dict]:
-    """The content of a message with its media open; `how` as for `open_item`."""
-    return [open_item(item, *how) if media_kind(item) else item for item in items]
+def media_name(kind: str, source) -> str:
+    """What messages call a picture or clip."""
+    if not isinstance(source, str | os.PathLike):
+        return f"The {kind}"
+    name = os.fspath(source)
+    return shorten(name, 60) if name[:5].lower() == "data:" else name
+
+
+def measure_picture(picture: Image.Image, images: Qwen2VLImageProcessor, size: tuple | None, limits: dict) -> dict:
+    """Sizes and cost of a picture; `size` (height, width) is what its item asks for, if it does."""
+    resized = images.target_size(*(size or (picture.height, picture.width)), **limits)
+    return sizes(picture, resized) | {"tokens": images.num_tokens(1, *resized)}
+
+
+def measure_clip(
+    clip: Video, images: Qwen2VLImageProcessor, size: tuple | None, limits: dict, budget: int | None
+) -> dict:
+    """Sizes, frames and cost of a clip; `budget` is the area of all its frames together."""
+    if size:
+        resized = images.target_size(*size, **limits)
+    else:
+        resized = images.frame_size(clip.num_frames, clip.height, clip.width, **limits, total_pixels=budget)
+
+    measured = sizes(clip, resized)
+    measured |= {"frames": clip.num_frames, "total_frames": clip.total_frames, "video_fps": clip.video_fps}
+    measured |= {"seconds": [round(second, 3) for second in clip.seconds]}
+    if clip.note:
+        measured |= {"note": clip.note}
+    return measured | {"tokens": images.num_tokens(clip.num_frames, *resized)}
+
+
+def sizes(opened: Image.Image | Video, resized: tuple[int, int]) -> dict:
+    """The size of the file's pictures, and the size (height, width) at which the tower sees them."""
+    height, width = resized
+    return {"width": opened.width, "height": opened.height, "resized_width": width, "resized_height": height}
+
+
+def open_media(items: list[dict], processor: Qwen2VLProcessor, context: int, clips: dict | None = None) -> list[dict]:
+    """The content of a message with its media open; the rest as for `open_item`."""
+    return [open_item(item, processor, context, clips) if media_kind(item) else item for item in items]
 
 
 def in_words(measured: dict) -> str:
     """One line about a picture or clip."""
-    frames, m, hint = "", measured, f" ({measured['note']})" if "note" in measured else ""
-    if times := m.get("seconds"):
-        spacing = f", every {(times[-1] - times[0]) / (len(times) - 1):.2f} s" if len(times) > 1 else ""
-        frames = f"{len(times)} of {m['total_frames']} frames ({times[0]:.2f} to {times[-1]:.2f} s{spacing}), "
-    sizes = f"{m['width']}×{m['height']} → {m['resized_width']}×{m['resized_height']} pixels"
-    return f"{m['file']}: {frames}{sizes}, {m['tokens']} tokens{hint}"
+    frames = ""
+    seconds = measured.get("seconds")
+    if seconds:
+        first = seconds[0]
+        last = seconds[-1]
+        spacing = f", every {(last - first) / (len(seconds) - 1):.2f} s" if len(seconds) > 1 else ""
+        frames = f"{len(seconds)} of {measured['total_frames']} frames ({first:.2f} to {last:.2f} s{spacing}), "
+
+    before = f"{measured['width']}×{measured['height']}"
+    after = f"{measured['resized_width']}×{measured['resized_height']}"
+    hint = f" ({measured['note']})" if "note" in measured else ""
+    return f"{measured['file']}: {frames}{before} → {after} pixels, {measured['tokens']} tokens{hint}"
 
 
 def media_of(messages: list[dict]) -> list[dict]:
@@ -75,22 +116,32 @@ def prompt_length(messages: list[dict], processor: Qwen2VLProcessor, add_vision_
     """The tokens of a conversation whose media are open, generation prompt included; no pixel is touched."""
     processor.apply_chat_template(messages, add_generation_prompt=True)  # complains where there is no template
     ids = processor.tokenizer.encode(render_chat(messages, True, add_vision_id))
-    return len(ids) + sum(item["measured"]["tokens"] - 1 for item in media_of(messages))  # each has one placeholder
+    return len(ids) + sum(item["measured"]["tokens"] - 1 for item in media_of(messages))  # one placeholder is in ids
 
 
 def check_length(messages: list[dict], length: int, max_new_tokens: int, context: int) -> None:
     """Refuse, with the numbers and what to lower, a prompt that does not fit the context with its answer."""
     if length + max_new_tokens <= context:
         return
+
     costs = {"image": 0, "video": 0}
     for item in media_of(messages):
         costs[media_kind(item)] += item["measured"]["tokens"]
-    parts = [f"{cost} of them {name}" for name, cost in zip(("pictures", "clips"), costs.values()) if cost]
-    lower = ["--nframes", "--fps"] * bool(costs["video"]) + ["--max-pixels"] * any(costs.values())
-    lower += ["--max-new-tokens"] * (length < context)
-    way_out = f"lower {' or '.join(lower)}" if lower else "shorten the text"
-    prompt = f"The prompt of {length} tokens{''.join(f', {part}' for part in parts)}"
+
+    prompt = f"The prompt of {length} tokens"
+    lower = []
+    if costs["image"]:
+        prompt += f", {costs['image']} of them pictures"
+    if costs["video"]:
+        prompt += f", {costs['video']} of them clips"
+        lower += ["--nframes", "--fps"]
+    if costs["image"] or costs["video"]:
+        lower += ["--max-pixels"]
+    if length < context:
+        lower += ["--max-new-tokens"]
+
     both = f", and an answer of up to {max_new_tokens} do" if max_new_tokens else " does"
+    way_out = f"lower {' or '.join(lower)}" if lower else "shorten the text"
     raise ValueError(f"{prompt}{both} not fit the model's context of {context}; {way_out}.")
 
 
@@ -99,7 +150,9 @@ def print_costs(length: int, media: list[dict], context: int, as_json: bool) -> 
     text_tokens = length - sum(item["measured"]["tokens"] for item in media)
     if as_json:
         counts = {"text_tokens": text_tokens, "total_tokens": length, "context": context}
-        return print(json.dumps(measures(media) | counts, ensure_ascii=False))
+        print(json.dumps(measures(media) | counts, ensure_ascii=False))
+        return
+
     for item in media:
         print(in_words(item["measured"]))
     print(f"text and the chat's own markers: {text_tokens} tokens")
@@ -108,5 +161,7 @@ def print_costs(length: int, media: list[dict], context: int, as_json: bool) -> 
 
 def measures(media: list[dict]) -> dict:
     """What --json says about pictures and clips."""
-    names = {"pictures": "image", "videos": "video"}
-    return {name: [item["measured"] for item in media if item["type"] == kind] for name, kind in names.items()}
+    return {
+        "pictures": [item["measured"] for item in media if item["type"] == "image"],
+        "videos": [item["measured"] for item in media if item["type"] == "video"],
+    }

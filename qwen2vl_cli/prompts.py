@@ -6,7 +6,6 @@ import argparse
 import os
 import re
 import sys
-from contextlib import suppress
 
 from PIL import Image, UnidentifiedImageError
 
@@ -17,7 +16,8 @@ from qwen2vl_io.sentences import shorten
 from qwen2vl_mini import Qwen2VLProcessor
 
 PICTURE_PROMPT = "Describe this image."
-VIDEO_PROMPT, BUNDLED_VIDEO_PROMPT = "Describe this video.", "What happens?"  # the latter is what "tiny" was taught
+VIDEO_PROMPT = "Describe this video."
+BUNDLED_VIDEO_PROMPT = "What happens?"  # the question that "tiny" was taught
 CLIPS = ("fps", "nframes", "video_start", "video_end")
 MENTION = re.compile(r'(?<![^\s(])@(?:"([^"\n]+)"|(\S+))')  # not the @ of an e-mail address
 MEDIA_NAME = re.compile(r"\.(png|jpe?g|webp|gif|bmp|tiff?|mp4|mov|mkv|webm|avi|m4v)$", re.IGNORECASE)
@@ -46,28 +46,37 @@ def kind_of_file(path: str) -> str:
 
 def with_files(text: str) -> list[dict]:
     """A prompt → items of a message, in which each @path (or @"path") of an existing file has become that file."""
-    items, end = [], 0
+    items = []
+    end = 0  # of the last file's name
     for match in MENTION.finditer(text):
-        names = [match[1]] if match[1] else [match[2], match[2].rstrip(".,;:!?)'\"")]  # "@a.png?" may end a question
-        for name in names:
-            path = os.path.expanduser(name)
-            with suppress(OSError, ValueError):  # no name of a file at all
-                if os.path.isfile(path):
-                    kind = kind_of_file(path)
-                    items.append({"type": "text", "text": text[end : match.start()].strip()})
-                    items.append({"type": kind, kind: path})
-                    end = match.end() if match[1] else match.start() + 1 + len(name)
-                    break
-        else:
+        # "@a.png?" may end a question
+        names = [match[1]] if match[1] else [match[2], match[2].rstrip(".,;:!?)'\"")]
+        name = next((name for name in names if is_file(name)), None)
+        if name is None:
             if MEDIA_NAME.search(names[-1]):
                 note(f"There is no file {shorten(names[-1])}, so @{shorten(names[-1])} stays text.")
+            continue
+
+        path = os.path.expanduser(name)
+        kind = kind_of_file(path)
+        items.append({"type": "text", "text": text[end : match.start()].strip()})
+        items.append({"type": kind, kind: path})
+        end = match.end() if match[1] else match.start() + len("@") + len(name)
+
     items.append({"type": "text", "text": text[end:].strip() if items else text})
     return [item for item in items if item.get("text") != ""] or items[:1]
 
 
+def is_file(name: str) -> bool:
+    try:
+        return os.path.isfile(os.path.expanduser(name))
+    except (OSError, ValueError):  # too long, or with a zero byte: no name of a file at all
+        return False
+
+
 def clip_options(args: argparse.Namespace) -> dict:
     """--fps, --nframes, --video-start and --video-end, as far as they are given."""
-    return {key: value for key in CLIPS if (value := getattr(args, key)) is not None}
+    return {key: getattr(args, key) for key in CLIPS if getattr(args, key) is not None}
 
 
 def read_content(args: argparse.Namespace, processor: Qwen2VLProcessor, context: int) -> list[dict]:
@@ -80,11 +89,13 @@ def read_content(args: argparse.Namespace, processor: Qwen2VLProcessor, context:
             items += [{"type": "text", "text": text}] if value == "-" else with_files(text)
         else:
             items.append({"type": kind, kind: value})
+
     kinds = {item["type"] for item in items}
     if clip_options(args) and "video" not in kinds and not args.chat:
         raise ValueError("--fps, --nframes, --video-start and --video-end are about clips; add --video.")
     if kinds == {"text"} and not "".join(item["text"] for item in items).strip():
         raise ValueError("The prompt is empty; write a question or add --image.")
+
     content = open_media(items, processor, context, clip_options(args))
     if "text" not in kinds and not args.chat:
         video_prompt = BUNDLED_VIDEO_PROMPT if args.model in (None, "tiny") else VIDEO_PROMPT

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -11,10 +12,10 @@ from PIL import Image
 
 import qwen2vl_mini
 import weights_loader
-from qwen2vl_cli import batch, chat, terminal
+from qwen2vl_cli import batch, chat, progress
 from qwen2vl_cli.__main__ import main
 from qwen2vl_cli.batch import Answers, Line, batches, windows
-from qwen2vl_cli.terminal import Progress
+from qwen2vl_cli.progress import Progress
 from qwen2vl_mini import Qwen2VLForConditionalGeneration
 from tests.test_command_line import CONTEXT, make_checkpoint, make_clip, make_pictures, one_sentence
 
@@ -280,6 +281,33 @@ def test_torn_last_line_is_repaired(run, out, answered, torn):
     assert run(MIXED, *out)[:2] == (0, expected) and sorted(answered) == [3, 4, 5]
 
 
+def test_finished_file_out_of_order_is_put_in_order(run, out, answered, monkeypatch):
+    """As after a kill between the last answer and the ordering; of two records of a line, the last one counts."""
+    expected = run(MIXED, *out)[1]
+    content = Path(out[1]).read_bytes().splitlines(keepends=True)
+    Path(out[1]).write_bytes(content[1] + b'{"line": 1, "error": "Out of memory."}\n' + b"".join(reversed(content)))
+    draft = Path(out[1]).with_name(".out.jsonl.draft")
+    draft.write_bytes(b'{"line": 1, "ans')  # left by a kill during the ordering
+    answered.clear()
+    monkeypatch.setattr(weights_loader, "load_model", lambda *a, **k: pytest.fail("the weights were loaded"))
+    assert run(MIXED, *out)[:2] == (0, expected) and answered == []
+    assert not draft.exists()
+
+
+def test_ordering_that_fails_loses_nothing(run, out, monkeypatch):
+    lines = [[user("Hello " * i)] for i in range(1, 5)]
+
+    def fail(*args):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fail)
+        assert run(lines, "--batch-tokens", "1", *out)[0] == 2
+    numbers = [json.loads(line)["line"] for line in Path(out[1]).read_text().splitlines()]
+    assert numbers == [4, 3, 2, 1] and not list(Path(out[1]).parent.glob(".*"))
+    assert [record["line"] for record in run(lines, *out)[1]] == [1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("with_out", [True, False])
 def test_ctrl_c_loses_only_the_batch_in_work(run, out, answered, monkeypatch, with_out):
     generate, lines = batch.Job.generate, [[user("Hello " * i)] for i in range(1, 8)]
@@ -398,23 +426,30 @@ def test_batches_are_of_similar_length_and_bounded():
     assert made == [[5000], [500, 490, 480], [13, 12, 11, 10]]
 
 
-def test_progress_is_a_bar_at_a_terminal_and_rare_elsewhere(monkeypatch, capsys):
-    progress = Progress(4, done=1)
+def test_progress_is_rare_where_there_is_no_terminal(monkeypatch, capsys):
+    shown = Progress(4, done=1)
     for _ in range(3):
-        progress.step()
-        progress.show()
+        shown.step()
+        shown.show()
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(terminal, "QUIET_SECONDS", -1)
-    progress.show()
-    assert capsys.readouterr().err.startswith("4 of 4 lines")
+    monkeypatch.setattr(progress, "QUIET_SECONDS", -1)
+    shown.show()
+    assert capsys.readouterr().err.startswith("4 of 4 lines, about 00:00 left\n")
+
+
+def test_progress_is_a_bar_at_a_terminal(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    progress = Progress(4, done=0)
-    progress.step(failed=True)
-    assert "left" not in progress.text()  # a failure takes no time, so it tells nothing about the rest
-    progress.step()
-    progress.show()
-    progress.note("line 2: error: …")
-    progress.close()
-    bar, text, last = capsys.readouterr().err.split("\r")[1:]
-    assert bar.startswith("[" + "#" * 15 + "." * 15 + "] 2 of 4 lines, 1 failed, about 0:0") and "\n" not in bar
-    assert text == "\x1b[Kline 2: error: …\n" and last == "\x1b[K"  # a note does not mix with the bar
+    shown = Progress(4, done=0)
+    shown.step(failed=True)
+    assert "left" not in shown.text()  # a failure takes no time, so it tells nothing about the rest
+    shown.step()
+    assert capsys.readouterr().err == ""
+    shown.show()
+    bar = capsys.readouterr().err
+    assert bar.startswith("\r|" + "█" * 15 + " " * 15 + "| 2 of 4 lines, 1 failed, about 00:0") and "\n" not in bar
+    shown.note("line 2: error: …")
+    cleared, blank, text, again = re.split(r"[\r\n]+", capsys.readouterr().err)[-4:]
+    assert blank.strip() == "" and text == "line 2: error: …"  # a note does not mix with the bar
+    assert again.startswith("|█")  # which comes back below it
+    shown.close()
+    assert re.fullmatch(r"\r +\r", capsys.readouterr().err)  # nothing is left of it

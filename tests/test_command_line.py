@@ -24,6 +24,7 @@ import weights_loader
 from qwen2vl_cli import __main__ as command_line
 from qwen2vl_cli.__main__ import main
 from qwen2vl_cli.chat import Chat, what_is_new
+from qwen2vl_cli.chat_loop import COMMANDS
 from qwen2vl_cli.prompts import with_files
 from qwen2vl_io import urls, videos
 from qwen2vl_mini import (
@@ -181,6 +182,20 @@ def test_answer_goes_to_stdout_and_all_else_to_stderr(ask, pictures, script):
     for stage in ("load", "prepare", "prefill", "decode"):
         assert re.search(rf"^{stage} +\d+\.\d\d s", err, re.MULTILINE), stage
     assert re.search(r"decode .* for 5 tokens, \d+\.\d tokens/s", err)
+
+
+@pytest.mark.parametrize(
+    "fast, reason, dtype",
+    [(True, "the CPU has avx512_bf16", "bfloat16"), (False, "the CPU has neither amx_bf16 nor avx512_bf16", "float32")],
+)
+def test_verbose_says_why_auto_chose_a_dtype_on_a_cpu(ask, monkeypatch, fast, reason, dtype):
+    monkeypatch.setattr(weights_loader, "cpu_bfloat16", lambda: (fast, reason))
+    code, _, err = ask("--prompt", "Hello", "--dtype", "auto", "--verbose")
+    lines = err.splitlines()
+    assert code == 0 and f"dtype {dtype}," in lines[0] and lines[0].startswith("settings  ")
+    assert lines[1] == f"dtype     {dtype}, because {reason}"
+    assert "because" not in ask("--prompt", "Hello", "--dtype", "float32", "--verbose")[2]
+    assert "because" not in ask("--prompt", "Hello", "--dtype", "auto")[2]
 
 
 def test_same_as_the_library(ask, loaded, pictures):
@@ -972,6 +987,25 @@ def test_chat_takes_clips_and_files_in_the_line(ask, pictures, clip, monkeypatch
     assert kinds == [["video", "text"], ["image", "text", "video", "text"], ["text"]]
     assert err.count("4 of 12 frames") == 2 and err.count("150×112") == 1
     assert conversations[2][0][-1]["content"][0]["text"] == "@someone me@home.org"
+
+
+def test_help_of_a_chat_lists_each_command_once(ask, monkeypatch):
+    type_in(monkeypatch, "/help", "/quit", "never read")
+    code, out, err = ask("--chat")
+    assert (code, out) == (0, "")
+    assert re.findall(r"^/\w+", err, re.MULTILINE) == list(COMMANDS) and '@"my clip.mp4"' in err
+    for words in ("PATH", "FILE", "Ctrl-D", "Ctrl-C", "JSON messages", "forget everything", "how full the context is"):
+        assert words in err
+
+
+def test_paths_in_a_chat_may_be_quoted_or_start_at_home(ask, pictures, monkeypatch, conversations, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    shutil.copy(pictures["a"], tmp_path / "my a.png")
+    type_in(monkeypatch, "/image ~/my a.png", "/image '~/my a.png'", f'/image   "{tmp_path}/my a.png"  ', "And?")
+    code, _, err = ask("--chat")
+    assert code == 0 and "error" not in err
+    assert [item["type"] for item in conversations[-1][0][-1]["content"]] == ["image"] * 3 + ["text"]
 
 
 def test_a_refused_line_keeps_what_was_attached(ask, pictures, monkeypatch, conversations, script, tmp_path):
