@@ -97,7 +97,7 @@ class Qwen2VLConfig:
 
     @classmethod
     def from_dict(cls, content: dict) -> Qwen2VLConfig:
-        """From the content of a config.json: *flat* as released, or with the decoder's numbers in `text_config`.
+        """From the content of a config.json: *flat* as released, or with a `text_config` of its own.
 
         `weights_loader` refuses numbers that no model can be built with.
         """
@@ -270,7 +270,7 @@ class Qwen2VLImageProcessor(MediaReader):
         return self.num_tokens(num_frames, *self.frame_size(num_frames, height, width, **limits))
 
     def patches_of(self, frames: Iterable, size: tuple[int, int], resample: str | None = None):
-        """RGB frames → patches (N, 1176) and grid, at `size` (height, width); two frames in memory at a time."""
+        """RGB frames → patches (N, 1176) and grid, at `size` (height, width); read two at a time."""
         frames = iter(frames)
         patches = []
         for first in frames:

@@ -18,6 +18,7 @@ from qwen2vl_cli.prompts import read_content, text_of
 from qwen2vl_cli.terminal import note
 from qwen2vl_io import urls
 from qwen2vl_io.boxes import Box, draw_boxes, parse_boxes
+from qwen2vl_io.options import sampling_settings
 from qwen2vl_mini import Qwen2VLConfig, Qwen2VLProcessor
 
 BUNDLED = (
@@ -49,7 +50,7 @@ def load_model(args: argparse.Namespace) -> tuple[torch.nn.Module, dict, float]:
 
     settings = {"model": name, "dtype": str(model.dtype).removeprefix("torch."), "device": str(model.device)}
     settings |= {"attention": model.attn_implementation, "max_new_tokens": args.max_new_tokens, "seed": args.seed}
-    settings |= model.sampling_settings(**{key: getattr(args, key) for key in SAMPLING})
+    settings |= sampling_settings(model.generation_config, **{key: getattr(args, key) for key in SAMPLING})
     if args.verbose:
         note("settings  " + ", ".join(f"{key} {value}" for key, value in settings.items()))
         if args.dtype == "auto" and model.device.type == "cpu":
