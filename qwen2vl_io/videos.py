@@ -347,6 +347,14 @@ class Reader:
             return b""
 
 
+def tag_options(pyav: str) -> dict[str, str]:
+    """What `av.open` of this version of PyAV needs, or a title that is not UTF-8 would be an error.
+
+    From 19 on it keeps the bytes of such a title, and the argument is gone.
+    """
+    return {"metadata_errors": "ignore"} if int(pyav.partition(".")[0]) < 19 else {}
+
+
 class Container:
     """A video file, read by FFmpeg.
 
@@ -433,7 +441,7 @@ class Container:
                     reader := Reader(file),
                     format=self.format,
                     options=options,
-                    metadata_errors="ignore",
+                    **tag_options(av.__version__),
                     io_open=refuse,
                 ) as container,
             ):

@@ -9,6 +9,8 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# float32 is float32, or nothing agrees to six digits: a user may have allowed oneDNN to multiply in bfloat16.
+os.environ["ONEDNN_DEFAULT_FPMATH_MODE"] = "STRICT"
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:

@@ -1112,11 +1112,10 @@ def test_chat_as_a_program_until_ctrl_c(checkpoint):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGPIPE")
-@pytest.mark.parametrize(
-    "option", ["--verbose", "--count-tokens"]
-)  # an answer is flushed piece by piece, a count is not
+@pytest.mark.parametrize("option", ["--verbose", "--count-tokens"])  # an answer is flushed in pieces, a count is not
 def test_reader_that_goes_away_is_no_error(checkpoint, option):
-    process = start("-m", "qwen2vl_cli", "--model", checkpoint, "--prompt", "Hello", "--max-new-tokens", "99", option)
-    process.stdout.close()
-    assert "BrokenPipe" not in process.stderr.read()
-    assert process.wait(timeout=300) == 141
+    words = ("--model", checkpoint, "--prompt", "Hello", "--max-new-tokens", "99", option)
+    with start("-m", "qwen2vl_cli", *words) as process:  # closes the pipes that are left
+        process.stdout.close()
+        assert "BrokenPipe" not in process.stderr.read()
+        assert process.wait(timeout=300) == 141

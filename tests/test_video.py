@@ -409,6 +409,17 @@ def test_pitfall_17_rotation_of_the_header_is_applied(matrix, upright):
         assert np.array_equal(frames[0], np.rot90(plain[0], round(rotation / 90)))
 
 
+@pytest.mark.parametrize(
+    "format, codec", [("mp4", "libx264"), ("matroska", "libx264"), ("avi", "mpeg4"), ("flv", "flv")]
+)
+def test_a_tag_that_is_not_utf_8_is_no_obstacle(format, codec):
+    """Old cameras write names in the encoding of their country; here it is that of the writing program."""
+    content = clip(format, codec)
+    tagged = content.replace(b"Lavf", "éàüß".encode("latin-1"))
+    assert tagged != content
+    assert all(map(np.array_equal, load_video(tagged, nframes=60).frames(), decoded_in_order(content, format)))
+
+
 def test_hidden_frames_of_vp8_are_not_counted():
     """Such a frame has a packet like any other, but only later frames refer to it."""
     content = clip("webm", "libvpx", options=FAST)
