@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+import qwen2vl_mini
 import weights_loader
 from qwen2vl_cli.chat import Chat
 from qwen2vl_cli.chat_loop import ChatLoop, answer
@@ -55,6 +56,7 @@ def load_model(args: argparse.Namespace) -> tuple[torch.nn.Module, dict, float]:
         note("settings  " + ", ".join(f"{key} {value}" for key, value in settings.items()))
         if args.dtype == "auto" and model.device.type == "cpu":
             note(f"dtype     {settings['dtype']}, because {weights_loader.cpu_bfloat16()[1]}")
+        note(f"code      {qwen2vl_mini.__file__}")
         note(f"load      {seconds:.2f} s")
     return model, settings, seconds
 

@@ -179,6 +179,7 @@ def test_answer_goes_to_stdout_and_all_else_to_stderr(ask, pictures, script):
         "150×112 → 140×112 pixels, 20 tokens",
     ):
         assert part in err
+    assert f"code      {qwen2vl_mini.__file__}\n" in err  # which of several copies is in use
     for stage in ("load", "prepare", "prefill", "decode"):
         assert re.search(rf"^{stage} +\d+\.\d\d s", err, re.MULTILINE), stage
     assert re.search(r"decode .* for 5 tokens, \d+\.\d tokens/s", err)

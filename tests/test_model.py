@@ -682,6 +682,22 @@ def test_a_seed_makes_sampling_repeatable():
     assert sample(None) != free  # without one, the draws go on
 
 
+def test_given_positions_hold_for_the_prompt_and_the_answer_goes_on_behind_them():
+    """Those of get_rope_index, handed in, change nothing; others are used, at the next step too."""
+    model = shared_model()
+    inputs = make_inputs(model.config, [[3, image(4, 6), 2], [4, video(2, 4, 4)]])
+    grids = {name: inputs.get(name) for name in ("image_grid_thw", "video_grid_thw", "attention_mask")}
+    position_ids, _ = get_rope_index(model.config, inputs["input_ids"], **grids)
+    expected = model.generate(**inputs, max_new_tokens=6)
+    assert torch.equal(model.generate(**inputs, position_ids=position_ids, max_new_tokens=6), expected)
+
+    cache = KVCache(model.config.text_config, 2, 64, dtype=torch.float32)
+    with torch.no_grad():
+        model(**inputs, position_ids=position_ids + 7, cache=cache)
+        later = model(torch.tensor([[5], [6]]), cache=cache)
+    assert torch.equal(later.position_ids, (position_ids + 7).amax(dim=(0, 2))[None, :, None].expand(3, -1, -1) + 1)
+
+
 # --- streaming -------------------------------------------------------------------------------------------------------
 
 
