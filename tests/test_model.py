@@ -21,6 +21,7 @@ from qwen2vl_mini import (
     Qwen2VLForConditionalGeneration,
     choose,
     cos_sin,
+    get_rope_index,
     mrope_angles,
     rotate,
     vision_angles,
