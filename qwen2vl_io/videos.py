@@ -355,6 +355,21 @@ def tag_options(pyav: str) -> dict[str, str]:
     return {"metadata_errors": "ignore"} if int(pyav.partition(".")[0]) < 19 else {}
 
 
+@dataclass
+class PacketTable:
+    """What the first pass over a file learns: one entry a packet, in the order of decoding."""
+
+    pts: list[int | None] = field(default_factory=list)  # when its frame is shown, in `unit`; None: unknown
+    is_key: list[bool] = field(default_factory=list)  # can decoding begin here?
+    is_shown: list[bool] = field(default_factory=list)  # False: only other frames refer to it
+    unit: float = 0.0  # seconds
+    duration: float = 0.0  # of the last frame, in seconds; 0: unknown
+    is_torn: bool = False  # the last packet is incomplete
+    declared_rate: float | None = None  # frames a second, as the header says
+    declared_end: float = 0.0  # seconds, likewise; 0: unknown
+    has_display_order: bool = True  # False: the times are those of decoding
+
+
 class Container:
     """A video file, read by FFmpeg.
 
@@ -363,56 +378,74 @@ class Container:
     """
 
     def __init__(self, open_file: Callable, name: str, format: str) -> None:
-        self.open_file, self.name, self.format, self.notes = open_file, name, format, []
-        pts, keys, shown = [], [], []  # of each packet: when (None: unknown), is it a key frame, is it to be seen
-        with self.opened() as (container, stream, packets):
-            context, unit = stream.codec_context, float(stream.time_base or 0)  # unit: seconds
-            for packet in packets:
-                if len(pts) == MAX_PACKETS:
-                    raise ValueError(f"{name} has more than {MAX_PACKETS:,} frames; cut it into pieces.")
-                # An editor marks what it cut away to be discarded. VP8 has pictures that only others refer to.
-                hidden = packet.is_discard or (context.name == "vp8" and not bytes(packet)[0] & 0x10)
-                pts.append(packet.pts)
-                keys.append(packet.is_keyframe)
-                shown.append(not hidden)
-                duration, torn = float(packet.duration or 0) * unit, packet.is_corrupt
-            declared = float(stream.average_rate or 0) or None
-            ends = float(stream.duration or 0) * unit or (container.duration or 0) / 1e6
-            unsorted = format == "avi" and context.has_b_frames  # AVI knows only the order of decoding
-        if not pts:
-            raise ValueError(f"{name} has no frames; get it again.")
-        if torn:
-            raise ValueError(damaged(name, "its last frame is incomplete"))
-        if not any(keys):
-            keys[0] = True
-        self.group = np.cumsum(keys)  # (packets,) which key frame it builds on; 0 before the first, not decodable
-        key_pts = [None, *(time for time, key in zip(pts, keys) if key)]
-        found = [
-            # frames shown before the key frame that they follow build on the one before it, too
-            (time, group - (time < key_pts[group] and group > 1))
-            for time, group, seen in zip(pts, self.group, shown)
-            if time is not None and seen and group and key_pts[group] is not None
-            if group > 1 or time >= key_pts[1]
-        ]
-        self.counted = unsorted or not found or len(dict(found)) < len(found) or None in pts
-        if self.counted:  # no times to go by: decode everything, to see how many there are
-            there = sum(1 for _ in self.decoded(np.arange(len(pts)), np.ones(len(pts))))
-            self.positions, self.starts, unit = np.arange(there), np.ones(there), 1 / (declared or 25)
-        else:
-            self.positions, self.starts = np.array(sorted(found), dtype=np.int64).T  # (frames,) each
+        self.open_file = open_file
+        self.name = name
+        self.format = format
+        self.notes: list[str] = []
+
+        table = self.scan()
+        unit = self.find_frames(table)
         first = next(self.decoded(self.positions[:1], self.starts[:1]), None) if len(self.positions) else None
         if first is None:
             raise ValueError(damaged(name, "its first frame cannot be decoded"))
+
         self.size = first.width, first.height
         self.turn = display_matrix(first)
         self.height, self.width = self.upright(first).shape[:2]
         self.seconds = (self.positions.astype(float) - float(self.positions[0])) * unit
-        self.rate = frame_rate(self.seconds, declared)
-        self.last = duration or 1 / (self.rate or FPS)
-        if self.seconds[-1] + self.last < 0.9 * ends:
-            self.notes.append(
-                f"its pictures end at {self.seconds[-1] + self.last:.1f} s of {ends:.1f} s; it may be cut off."
-            )
+        self.rate = frame_rate(self.seconds, table.declared_rate)
+        self.last = table.duration or 1 / (self.rate or FPS)
+
+        end = self.seconds[-1] + self.last
+        if end < 0.9 * table.declared_end:
+            self.notes.append(f"its pictures end at {end:.1f} s of {table.declared_end:.1f} s; it may be cut off.")
+
+    def scan(self) -> PacketTable:
+        """Look at all packets without decoding any. Raises ValueError where there are none, or too many."""
+        table = PacketTable()
+        with self.opened() as (container, stream, packets):
+            context = stream.codec_context
+            table.unit = float(stream.time_base or 0)
+            for packet in packets:
+                if len(table.pts) == MAX_PACKETS:
+                    raise ValueError(f"{self.name} has more than {MAX_PACKETS:,} frames; cut it into pieces.")
+                # An editor marks what it cut away to be discarded. VP8 has pictures that only others refer to.
+                is_hidden = packet.is_discard or (context.name == "vp8" and not bytes(packet)[0] & 0x10)
+                table.pts.append(packet.pts)
+                table.is_key.append(packet.is_keyframe)
+                table.is_shown.append(not is_hidden)
+                table.duration = float(packet.duration or 0) * table.unit
+                table.is_torn = packet.is_corrupt
+
+            table.declared_rate = float(stream.average_rate or 0) or None
+            table.declared_end = float(stream.duration or 0) * table.unit or (container.duration or 0) / 1e6
+            table.has_display_order = not (self.format == "avi" and context.has_b_frames)  # AVI knows decoding only
+
+        if not table.pts:
+            raise ValueError(f"{self.name} has no frames; get it again.")
+        if table.is_torn:
+            raise ValueError(damaged(self.name, "its last frame is incomplete"))
+        return table
+
+    def find_frames(self, table: PacketTable) -> float:
+        """Set where the frames are and from which key frame each is decoded; return the unit of time, in seconds."""
+        if not any(table.is_key):
+            table.is_key[0] = True
+        self.group = np.cumsum(table.is_key)  # (packets,) the key frame it builds on; 0: before the first, undecodable
+
+        frames = shown_frames(table, self.group)
+        has_all_times = None not in table.pts and len(dict(frames)) == len(frames) > 0
+        self.counted = not (has_all_times and table.has_display_order)
+        if not self.counted:
+            self.positions, self.starts = np.array(sorted(frames), dtype=np.int64).T  # (frames,) each
+            return table.unit
+
+        # no times to go by: decode everything, to see how many frames there are
+        packets = len(table.pts)
+        there = sum(1 for _ in self.decoded(np.arange(packets), np.ones(packets)))
+        self.positions = np.arange(there)
+        self.starts = np.ones(there)
+        return 1 / (table.declared_rate or 25)
 
     @contextmanager
     def opened(self) -> Iterator[tuple]:
@@ -433,34 +466,34 @@ class Container:
             if reader.problem:
                 raise ValueError(damaged(self.name, reader.problem))
 
-        options, reader = {"codec_whitelist": CODECS, "max_pixels": str(MAX_FRAME_PIXELS)}, None
+        reader = None
+        options = {"codec_whitelist": CODECS, "max_pixels": str(MAX_FRAME_PIXELS)}
         try:
-            with (
-                self.open_file() as file,
-                av.open(
-                    reader := Reader(file),
-                    format=self.format,
-                    options=options,
-                    **tag_options(av.__version__),
-                    io_open=refuse,
-                ) as container,
-            ):
-                covers = av.stream.Disposition.attached_pic  # a picture of the record, in music files
-                stream = next((s for s in container.streams.video if not s.disposition & covers), None)
-                if stream is None and container.streams.audio:
-                    raise ValueError(f"{self.name} has no pictures, only sound; pass a video.")
-                if stream is None:
-                    raise ValueError(damaged(self.name, "there are no pictures in it"))
-                context = stream.codec_context
-                if context is None or context.name not in CODECS.split(","):
-                    raise ValueError(f"{self.name} is compressed in a way that is not read; save it as H.264 in MP4.")
-                if not context.width * context.height:
-                    raise ValueError(damaged(self.name, "it does not say how large its frames are"))
-                check_size(context.width, context.height, self.name, MAX_FRAME_PIXELS)
-                context.options = {"max_pixels": options["max_pixels"]}  # for sizes that change later
-                yield container, stream, packets()
+            with self.open_file() as file:
+                reader = Reader(file)
+                how = {"format": self.format, "options": options, "io_open": refuse, **tag_options(av.__version__)}
+                with av.open(reader, **how) as container:
+                    stream = self.pick_stream(container, av.stream.Disposition.attached_pic)
+                    stream.codec_context.options = {"max_pixels": options["max_pixels"]}  # for sizes that change later
+                    yield container, stream, packets()
         except (av.FFmpegError, OSError) as error:
             raise ValueError(damaged(self.name, reader and reader.problem or error)) from None
+
+    def pick_stream(self, container, cover):
+        """The first stream of pictures in the file that can be decoded. `cover` marks the picture of a music file."""
+        stream = next((stream for stream in container.streams.video if not stream.disposition & cover), None)
+        if stream is None and container.streams.audio:
+            raise ValueError(f"{self.name} has no pictures, only sound; pass a video.")
+        if stream is None:
+            raise ValueError(damaged(self.name, "there are no pictures in it"))
+
+        context = stream.codec_context
+        if context is None or context.name not in CODECS.split(","):
+            raise ValueError(f"{self.name} is compressed in a way that is not read; save it as H.264 in MP4.")
+        if not context.width * context.height:
+            raise ValueError(damaged(self.name, "it does not say how large its frames are"))
+        check_size(context.width, context.height, self.name, MAX_FRAME_PIXELS)
+        return stream
 
     def decoded(self, positions: np.ndarray, starts: np.ndarray) -> Iterator:
         """The frames (of PyAV) at increasing `positions` in order, until one is missing.
@@ -514,6 +547,20 @@ class Container:
                 return
         when = self.seconds[indices[done]]
         raise ValueError(damaged(self.name, f"the frame at {when:.2f} s cannot be decoded"))
+
+
+def shown_frames(table: PacketTable, group: np.ndarray) -> list[tuple[int, int]]:
+    """The frames that can be decoded and are to be seen: (when, the key frame from which on packets are needed)."""
+    key_pts = [None, *(time for time, is_key in zip(table.pts, table.is_key) if is_key)]
+    frames = []
+    for time, key, is_shown in zip(table.pts, group.tolist(), table.is_shown):
+        if time is None or not is_shown or key == 0 or key_pts[key] is None:
+            continue
+        is_earlier = time < key_pts[key]  # shown before the key frame that it follows
+        if is_earlier and key == 1:
+            continue  # what it refers to is not in the file
+        frames.append((time, key - is_earlier))  # it builds on the key frame before that one, too
+    return frames
 
 
 def display_matrix(frame) -> tuple[bool, bool, bool]:
