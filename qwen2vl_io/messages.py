@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from PIL import Image
@@ -129,6 +129,33 @@ def process_vision_info(conversations) -> tuple[list | None, list | None]:
     items = [item for message in messages if not isinstance(message["content"], str) for item in message["content"]]
     images, videos = ([item for item in items if media_kind(item) == kind] for kind in ("image", "video"))
     return images or None, videos or None
+
+
+def media_items(conversations: list[list[dict]]) -> list[dict]:
+    """All pictures and clips of conversations that `as_conversations` has checked, in their order."""
+    found = []
+    for conversation in conversations:
+        for message in conversation:
+            content = message["content"]
+            if not isinstance(content, str):
+                found += [item for item in content if media_kind(item)]
+    return found
+
+
+def collect_patches(items: list[dict], make_patches: Callable[[dict], tuple[Tensor, tuple]]) -> BatchFeature:
+    """Media items → the model's inputs: pictures and clips apart, each in their order.
+
+    Pictures become `pixel_values` (N, 1176) and `image_grid_thw` (pictures, 3), clips `pixel_values_videos` and
+    `video_grid_thw`; a kind without items has no entries. `make_patches` turns one item into its patches (n, 1176) and
+    grid (t, h, w); an item that has them ready under "patches" keeps those.
+    """
+    inputs = BatchFeature()
+    for kind, pixels_name in (("image", "pixel_values"), ("video", "pixel_values_videos")):
+        made = [item.get("patches") or make_patches(item) for item in items if media_kind(item) == kind]
+        if made:
+            inputs[pixels_name] = torch.cat([patches for patches, _ in made])
+            inputs[f"{kind}_grid_thw"] = torch.tensor([grid for _, grid in made])
+    return inputs
 
 
 def as_items(kind: str, entries: list) -> list[dict]:

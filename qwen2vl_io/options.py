@@ -7,6 +7,7 @@ from difflib import get_close_matches
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from qwen2vl_io.sentences import shown
 
@@ -205,6 +206,40 @@ def sampling_settings(generation_config: dict, **asked) -> dict:
     if settings["temperature"] < 1e-5 or settings["top_k"] == 1 or not settings["do_sample"]:
         settings |= {"do_sample": False, "temperature": 0.0, "top_p": 1.0, "top_k": 1}  # all of these mean: greedy
     return settings
+
+
+def generation_settings(generation_config: dict, asked: dict) -> tuple[dict, dict]:
+    """What a call of `generate` was given besides its named parameters → (sampling settings, the model's inputs).
+
+    `asked` itself stays unchanged. Raises ValueError for whatever is neither, and for settings out of their range.
+    """
+    inputs = dict(asked)
+    sampling = {name: inputs.pop(name, None) for name in NEUTRAL}
+    return sampling_settings(generation_config, **sampling), generation_inputs(inputs)
+
+
+def check_prompt_fits(tokens: int, max_new_tokens: int, context: int) -> None:
+    """The prompt (with what the cache holds) and its continuation must fit the model's context."""
+    if tokens + max_new_tokens > context:
+        raise ValueError(
+            f"{tokens} tokens and {max_new_tokens} new ones do not fit the model's context of {context}; "
+            "lower max_pixels or max_new_tokens, or start anew."
+        )
+
+
+def check_padded_left(attention_mask: Tensor | None) -> None:
+    """To generate, no row of a mask (B, Q) may end in padding; rows of nothing but padding do not count."""
+    if attention_mask is None:
+        return
+    ends_in_padding = attention_mask.any(1) & (attention_mask[:, -1] == 0)
+    if ends_in_padding.any():
+        raise ValueError("To generate, pad the prompts on the left: the new tokens follow the last place.")
+
+
+def check_finite(logits: Tensor, dtype: torch.dtype) -> None:
+    """Logits that overflowed (in float16, Qwen2-VL's do) cannot be chosen from."""
+    if not logits.isfinite().all():
+        raise ValueError(f"The logits are not finite in {dtype}; load the model in bfloat16 or float32.")
 
 
 def flash_problem(device: str, dtype: torch.dtype, head_dim: int) -> str | None:
