@@ -212,8 +212,7 @@ def sampling_settings(generation_config: dict, **asked) -> dict:
 
 
 def generation_settings(generation_config: dict, asked: dict) -> tuple[dict, dict]:
-    """Split what a call of `generate` was given besides its named parameters: (sampling settings in force, the model's
-    inputs).
+    """What a call of `generate` was given besides its named parameters → (sampling settings, the model's inputs).
 
     `asked` itself stays unchanged. Raises ValueError for whatever is neither, and for settings out of their range.
     """
