@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import math
+import numbers
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,7 +35,7 @@ REFUSED = {
     "return_attention_mask": ((None, True), "the mask is always there; leave it out yourself"),
     "return_token_type_ids": ((None, False), "Qwen2-VL has none; return_mm_token_type_ids tells pictures from words"),
     "return_assistant_tokens_mask": ((None, False), "the template marks no answers"),
-    "return_metadata": ((None, False), "media_loader.load_video tells frames and time stamps"),
+    "return_metadata": ((None, False), "qwen2vl_io.videos.load_video tells frames and time stamps"),
     "continue_final_message": ((None, False), "write the open answer behind the rendered prompt and tokenize that"),
     "tools": ((None, []), "Qwen2-VL's own template has no place for tools; describe them in the system message"),
     "documents": ((None, []), "Qwen2-VL's own template has no place for documents; put them into the text"),
@@ -99,24 +100,37 @@ def call_options(asked: dict, text: bool = True) -> dict:
 
 def is_number(value, kind: type, smallest: float, largest: float) -> bool:
     """Whether a value is a number of that kind (int or float) within the limits; NaN and booleans never are."""
-    if isinstance(value, bool | np.bool_):
-        return False
-    whole = isinstance(value, int | np.integer)
-    right_kind = whole or (kind is float and isinstance(value, float | np.floating))
-    return bool(right_kind and smallest <= value <= largest)
+    right_kind = isinstance(value, numbers.Integral if kind is int else numbers.Real)
+    return right_kind and not isinstance(value, bool) and bool(smallest <= value <= largest)
+
+
+def positive_number(value, name: str) -> float:
+    """A number above zero, of an option of that name, as a float."""
+    if not is_number(value, float, 0, 1e300) or value == 0:
+        raise ValueError(f"{name} must be a number above 0, not {shown(value)}.")
+    return float(value)
+
+
+def whole_number(value, name: str, least: int, most: int) -> int:
+    """A whole number from `least` to `most`, of an option of that name."""
+    if not is_number(value, int, least, most):
+        raise ValueError(f"{name} must be a whole number from {least} to {most}, not {shown(value)}.")
+    return int(value)
 
 
 def check_numbers(options: dict) -> None:
     """Limits and frame numbers, of a call or of a message's item, must be numbers above zero (times may be zero)."""
-    largest = 2**31  # far beyond all that makes sense, and still a number to every library
+    beyond = 2**31  # far beyond all that makes sense, and still a number to every library
     for name, kind in MEDIA_OPTIONS.items():
         value = options.get(name)
-        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-        right = whole or (kind == "a number" and isinstance(value, float | np.floating) and np.isfinite(value))
-        if value is None or (right and value == 0 and name.startswith("video_")):
+        if value is None:
             continue
-        if not right or value <= 0 or (value >= largest and name != "max_pixels"):  # "no limit" may be as large
-            raise ValueError(f"{name}={shown(value)} should be {kind} above zero and below {largest}.")
+        is_right = is_number(value, float if kind == "a number" else int, 0, math.inf)
+        is_too_small = is_right and value == 0 and not name.startswith("video_")
+        is_too_large = is_right and value >= beyond and name != "max_pixels"  # "no limit" may be any number
+        if not is_right or is_too_small or is_too_large:
+            raise ValueError(f"{name}={shown(value)} should be {kind} above zero and below {beyond}.")
+
     if (options.get("resized_height") is None) != (options.get("resized_width") is None):
         raise ValueError("resized_height and resized_width go together: give both or none.")
 

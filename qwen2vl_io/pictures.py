@@ -15,7 +15,8 @@ import re
 import warnings
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.ExifTags import Base
 
 from qwen2vl_io.sentences import damaged
 from qwen2vl_io.sources import opener
@@ -24,16 +25,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # all others sta
 MAX_IMAGE_PIXELS = 2**26  # width × height, 67 million; to decode one and make it RGB takes up to 13 bytes each
 MAX_JPEG_SCANS = 500, 2**30  # of a progressive JPEG, and pixels of all: each scan goes over all pixels again
 MAX_PICTURE_BYTES = 2**29  # of a file
-ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held: 1 is upright, …
-TURNS = {  # … and these set the others right
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+UPRIGHT = 1  # of EXIF's orientations
 JPEG_MARKER = re.compile(rb"\xff([^\xff\x00\x01\xd0-\xd8])")  # those that have a length behind them
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # it would log to stderr what we say in our own words
@@ -121,15 +113,25 @@ def upright_rgb(image: Image.Image, name: str, rotate_by_exif: bool) -> Image.Im
             image.load()  # a file that was cut off fails here
         except Exception as error:
             raise ValueError(damaged(name, error)) from None
-        try:
-            turn = TURNS.get(image.getexif().get(ORIENTATION))
-        except Exception:  # EXIF that cannot be read says nothing about the pixels
-            turn = None
+        orientation = exif_orientation(image)
         rgb = to_rgb(image, name)
-    if turn is not None:
-        # from bare pixels, so that the tag is gone: the next one to load this picture must not turn it (again)
-        rgb = Image.fromarray(np.array(rgb.transpose(turn) if rotate_by_exif else rgb))
-    return rgb
+    if orientation == UPRIGHT:
+        return rgb
+
+    bare = Image.fromarray(np.array(rgb))  # pixels without the tag, so that nobody turns this picture again
+    if rotate_by_exif:
+        bare.getexif()[Base.Orientation] = orientation
+        bare = ImageOps.exif_transpose(bare)
+    return bare
+
+
+def exif_orientation(image: Image.Image) -> int:
+    """How the camera was held: 1 is upright, 2 to 8 are quarter turns and mirror images."""
+    try:
+        orientation = image.getexif().get(Base.Orientation)
+    except Exception:  # EXIF that cannot be read says nothing about the pixels
+        return UPRIGHT
+    return orientation if orientation in range(2, 9) else UPRIGHT
 
 
 def to_rgb(image: Image.Image, name: str) -> Image.Image:

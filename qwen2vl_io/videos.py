@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import itertools
 import math
-import numbers
 import os
 import re
 import struct
@@ -22,8 +21,9 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
+from qwen2vl_io.options import positive_number, whole_number
 from qwen2vl_io.pictures import check_size, load_image, read_header, tensor_array, upright_rgb
-from qwen2vl_io.sentences import damaged, shorten
+from qwen2vl_io.sentences import damaged
 from qwen2vl_io.sources import opener
 
 FPS = 2.0  # frames sampled from each second
@@ -180,14 +180,15 @@ def smart_nframes(
         raise ValueError("The video has no frames; get it again.")
     if fps is not None and nframes is not None:
         raise ValueError("fps and nframes exclude each other; give one of them.")
-    fps = positive(FPS if fps is None else fps, "fps")
-    min_frames, max_frames = whole(min_frames, "min_frames", 1), whole(max_frames, "max_frames", FRAME_FACTOR)
+    fps = positive_number(FPS if fps is None else fps, "fps")
+    min_frames = whole_number(min_frames, "min_frames", 1, MAX_FRAMES)
+    max_frames = whole_number(max_frames, "max_frames", FRAME_FACTOR, MAX_FRAMES)
     there = total_frames // FRAME_FACTOR * FRAME_FACTOR or total_frames
     if nframes is None:
         low, high = math.ceil(min_frames / FRAME_FACTOR) * FRAME_FACTOR, max_frames // FRAME_FACTOR * FRAME_FACTOR
-        nframes = min(max(total_frames / positive(video_fps, "video_fps") * fps, low), high)
+        nframes = min(max(total_frames / positive_number(video_fps, "video_fps") * fps, low), high)
     else:
-        whole(nframes, "nframes", FRAME_FACTOR)
+        whole_number(nframes, "nframes", FRAME_FACTOR, MAX_FRAMES)
     return min(round(nframes / FRAME_FACTOR) * FRAME_FACTOR, there)
 
 
@@ -212,7 +213,7 @@ def cut(clip, start: float | None, end: float | None) -> np.ndarray:
     length = clip.seconds[-1] + clip.last
     for name, value in (("video_start", start), ("video_end", end)):
         if value is not None and value != 0:
-            positive(value, name)
+            positive_number(value, name)
     start, end = start or 0, length if end is None else end
     inside = np.flatnonzero((clip.seconds >= start - 1e-6) & (clip.seconds <= end + 1e-6))
     if not start < end <= length + clip.last + 0.01 or not len(inside):  # what players say of the length is rounded
@@ -229,19 +230,6 @@ def frame_rate(seconds: np.ndarray, declared: float | None) -> float | None:
         return declared
     measured = float((len(seconds) - 1) / (seconds[-1] - seconds[0]))
     return declared if declared and abs(declared / measured - 1) < 0.05 else measured
-
-
-def positive(value, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value < 1e300:
-        raise ValueError(f"{name} must be a number above 0, not {shorten(repr(value), 60)}.")
-    return float(value)
-
-
-def whole(value, name: str, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not least <= value <= MAX_FRAMES:
-        text = shorten(repr(value), 60)
-        raise ValueError(f"{name} must be a whole number from {least} to {MAX_FRAMES}, not {text}.")
-    return int(value)
 
 
 def open_clip(open_file: Callable, name: str) -> Animation | Container:
