@@ -31,8 +31,10 @@ from qwen2vl_io.sentences import shorten, shown
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+HEAD = "lm_head.weight"
+EMBEDDING = "model.embed_tokens.weight"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)  # org/name
 SHARD_NAME = re.compile(r"[\w-][\w.-]{0,199}\.safetensors", re.ASCII)  # no separators: it stays in its folder
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -167,7 +169,8 @@ def config_fields(kind: type, values: dict, part: str = "") -> dict:
     """The values for fields of a configuration. Each is checked: it decides how much is built, or how often."""
     chosen = {name: values[name] for name in get_type_hints(kind) if name in values}
     for name, value in chosen.items():
-        number, wanted = get_type_hints(kind)[name], None
+        number = get_type_hints(kind)[name]
+        wanted = None
         if number in (int, float):
             limits = LIMITS.get(name, (0 if name.endswith("_id") else 1, LARGEST))
             if not is_number(value, number, *limits):
@@ -215,7 +218,8 @@ def config_to_dict(config) -> dict:
     d = {"architectures": ["Qwen2VLForConditionalGeneration"], "model_type": "qwen2_vl", "hidden_act": "silu"}
     d |= asdict(config)
     d |= d.pop("text_config")
-    if section := d.pop("mrope_section"):
+    section = d.pop("mrope_section")
+    if section:
         d["rope_scaling"] = {"type": "mrope", "mrope_section": list(section)}
     d["vision_config"] |= {"model_type": "qwen2_vl", "hidden_act": "quick_gelu", "in_chans": 3}
     return d
@@ -226,10 +230,14 @@ def processor_options(name: str | Path, kind: type, overrides: dict) -> dict:
 
     `min_pixels` and `max_pixels` asked for hold for pictures and for frames.
     """
-    known, options, folder = {field.name for field in fields(kind)}, {}, find_checkpoint(name)
-    if unknown := overrides.keys() - known:
+    known = {field.name for field in fields(kind)}
+    options = {}
+    folder = find_checkpoint(name)
+    unknown = overrides.keys() - known
+    if unknown:
         raise ValueError(f"The option {shown(min(unknown))} is unknown; known are {', '.join(sorted(known))}.")
-    video_file, limits = folder / "video_preprocessor_config.json", ("min_pixels", "max_pixels")
+    video_file = folder / "video_preprocessor_config.json"
+    limits = ("min_pixels", "max_pixels")
     for prefix, path in (("", folder / "preprocessor_config.json"), ("video_", video_file)):
         d = read_json(path) if not prefix or path.exists() else {}
         size = inner_dict(d, "size", path)  # newer files call the two *areas* "edges"
@@ -275,9 +283,11 @@ def read_chat_template(folder: Path) -> str | None:
 def read_generation_config(path: Path) -> dict:
     """What a generation_config.json says, without the nulls in it; what we use of it is checked."""
     content = {name: value for name, value in read_json(path).items() if value is not None}
-    whole, others = ("eos_token_id", "pad_token_id", "top_k"), ("temperature", "top_p", "repetition_penalty")
+    whole = ("eos_token_id", "pad_token_id", "top_k")
+    others = ("temperature", "top_p", "repetition_penalty")
     for name in content.keys() & {*whole, *others}:
-        value, kind = content[name], int if name in whole else float
+        value = content[name]
+        kind = int if name in whole else float
         values = value if name == "eos_token_id" and isinstance(value, list) else [value]
         if not all(is_number(one, kind, 0, LARGEST) for one in values):
             wanted = f"a {'whole ' * (kind is int)}number from 0 to {LARGEST}"
@@ -365,9 +375,11 @@ def list_tensors(folder: Path) -> dict[str, StoredTensor]:
 def check_complete(model: nn.Module, stored: dict[str, StoredTensor], folder: Path) -> None:
     """Every parameter exactly once, in its shape: nothing stays at random values and nothing is left over."""
     expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    if missing := expected.keys() - stored.keys():
+    missing = expected.keys() - stored.keys()
+    if missing:
         raise ValueError(f"{folder} lacks {some_of(missing)}: these are not the weights that config.json describes.")
-    if unexpected := stored.keys() - expected.keys():
+    unexpected = stored.keys() - expected.keys()
+    if unexpected:
         keys = some_of(stored[name].key for name in unexpected)
         raise ValueError(f"{folder} holds {keys}, for which the model in config.json has no place.")
     for name, shape in expected.items():
@@ -384,7 +396,8 @@ def is_tied(config_says: bool, stored: dict[str, StoredTensor], folder: Path) ->
             logger.warning(f"{folder} has no {HEAD}: the embedding takes its place, though config.json says untied.")
         return True
     if config_says and EMBEDDING in stored:
-        head, embedding = stored[HEAD].read(), stored[EMBEDDING].read()
+        head = stored[HEAD].read()
+        embedding = stored[EMBEDDING].read()
         if head.dtype == embedding.dtype and torch.equal(head, embedding):
             return True
         logger.warning(f"{folder} has a {HEAD} of its own, which is used, though config.json says tied.")
@@ -580,14 +593,16 @@ def save(model: nn.Module, processor, folder: str | Path, max_shard_bytes: float
         if shards[-1] and sum(other.nbytes for other in shards[-1].values()) + weight.nbytes > max_shard_bytes:
             shards.append({})
         shards[-1][name] = weight.detach()
-    names, dtype = [WEIGHTS], str(model.dtype).removeprefix("torch.")
+    names = [WEIGHTS]
+    dtype = str(model.dtype).removeprefix("torch.")
     files = {"config.json": model.config.to_dict() | {"tie_word_embeddings": HEAD not in weights, "torch_dtype": dtype}}
     if len(shards) > 1:
         names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
         total = sum(weight.nbytes for weight in weights.values())
         weight_map = {key: name for name, shard in zip(names, shards) for key in shard}
         files[INDEX] = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    if generation_config := getattr(model, "generation_config", None):
+    generation_config = getattr(model, "generation_config", None)
+    if generation_config:
         files["generation_config.json"] = generation_config
     if processor is not None:
         files["preprocessor_config.json"] = processor_to_dict(processor.image_processor)

@@ -142,7 +142,7 @@ def add_answer_options(parser: argparse.ArgumentParser) -> None:
     add("--max-new-tokens", metavar="N", type=number(int, 1, 10**6), default=256, help="its longest (default 256)")
     add("--temperature", metavar="X", type=number(float, 0, 100), help="0: always the likeliest token")
     add("--top-p", metavar="X", type=number(float, 1e-6, 1), help="choose among the likeliest with this share")
-    add("--top-k", metavar="N", type=number(int, 0, 10**6), help="choose among so many (0: all)")
+    add("--top-k", metavar="N", type=number(int, 0, 10**6), help="choose among the N likeliest (0: all)")
     add("--repetition-penalty", metavar="X", type=number(float, 0.01, 100), help="1 changes nothing")
     add("--seed", metavar="N", type=number(int, 0, 2**63 - 1), help="makes sampling repeatable")
 

@@ -101,7 +101,7 @@ def read_json(text: bytes):
 
 
 def in_folder(source, folder: Path):
-    """A relative path → the same, from `folder`; all else stays as it is."""
+    """A relative path → the same, from `folder`; everything else stays unchanged."""
     return os.path.join(folder, source) if isinstance(source, str) and source and not is_url(source) else source
 
 

@@ -145,7 +145,7 @@ class Chat:
                 cut_cache(self.cache, kept, position)
 
     def make_room(self, length: int) -> None:
-        """Let the cache have room for so many tokens at once: growing by itself, it would double."""
+        """Give the cache room for that many tokens at once; when it grows by itself, it doubles."""
         missing = min(length, self.context) - self.cache.data.shape[4]
         self.cache.data = F.pad(self.cache.data, (0, 0, 0, max(0, missing)))
 

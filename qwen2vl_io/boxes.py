@@ -44,7 +44,9 @@ def parse_boxes(text: str, width: int, height: int) -> list[Box]:
     """
     if width < 1 or height < 1:
         raise ValueError(f"Boxes need the size of their picture in pixels, not {width}×{height}.")
-    boxes, name, end = [], "", 0
+    boxes = []
+    name = ""
+    end = 0
     for match in MARKED.finditer(text):
         if text[end : match.start()].strip(" \t\r\n,;"):  # other words came between: the name before them is used up
             name = ""
@@ -66,24 +68,29 @@ def draw_boxes(image, boxes: list[Box]) -> Image.Image:
     image = load_image(image).copy()
     draw = ImageDraw.Draw(image)
     shorter = min(image.size)
-    line, font = max(2, round(shorter / 150)), ImageFont.load_default(max(10, round(shorter / 25)))  # pixels
-    tags, placed = [], []
+    line = max(2, round(shorter / 150))  # pixels
+    font = ImageFont.load_default(max(10, round(shorter / 25)))
+    tags = []
+    placed = []
     for number, box in enumerate(boxes):
         # steps of the golden ratio around the colour circle never come back to the same hue
         colour = tuple(round(255 * part) for part in colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.9, 1.0))
         left, right = sorted(min(max(round(x), 0), image.width) for x in (box.x1, box.x2))
         top, bottom = sorted(min(max(round(y), 0), image.height) for y in (box.y1, box.y2))
-        right, bottom = max(right - 1, left), max(bottom - 1, top)  # Pillow draws the last pixel too
+        right = max(right - 1, left)  # Pillow draws the last pixel too
+        bottom = max(bottom - 1, top)
         edge = line + (line + 2) // 3  # black inside the line, so that it shows on its own colour
         draw.rectangle((left, top, right, bottom), outline="black", width=edge)
         draw.rectangle((left, top, right, bottom), outline=colour, width=line)
-        if label := " ".join(box.name.split())[:100]:
+        label = " ".join(box.name.split())[:100]
+        if label:
             while len(label) > 1 and font.getlength(label) + 2 * line > image.width:
                 label = label[:-2] + "…"
             tags.append((label, left, top, colour))
     for label, left, top, colour in tags:  # after all lines, so that none crosses a name
         _, up, _, down = font.getbbox("Ág")
-        wide, tall = round(font.getlength(label)) + 2 * line + 2, down - up + 2 * line
+        wide = round(font.getlength(label)) + 2 * line + 2
+        tall = down - up + 2 * line
         x = max(0, min(left, image.width - wide))
         y = top - tall if top >= tall else min(top, max(0, image.height - tall))  # above the box if there is room
         while y + 2 * tall <= image.height and any(abs(y - b) < tall and a - wide < x < a + w for a, b, w in placed):

@@ -64,7 +64,8 @@ def as_messages(messages) -> list[dict]:
         raise ValueError("A conversation is a list of messages, and a message is a dict with 'role' and 'content'.")
     checked = []
     for message in messages:
-        role, content = message.get("role"), message.get("content")
+        role = message.get("role")
+        content = message.get("content")
         if not isinstance(role, str) or content is None:
             keys = shorten(", ".join(sorted(map(str, message))) or "nothing")
             raise ValueError(f"A message needs a 'role' and a 'content', but this one has {keys}.")
@@ -187,7 +188,8 @@ def is_clip(entry) -> bool:
 
 def flatten_media(kind: str, given, prompts: list[list[str]]) -> list[dict]:
     """The pictures or clips given beside prompts (one, a list, or one list a prompt) → media items in order."""
-    entries, wanted = [given] if is_clip(given) and kind == "video" else as_list(given), f"<|{kind}_pad|>"
+    entries = [given] if is_clip(given) and kind == "video" else as_list(given)
+    wanted = f"<|{kind}_pad|>"
     what = {"image": "pictures", "video": "clips"}[kind]
     counts = [prompt.count(wanted) for prompt in prompts]
     if any(isinstance(entry, list | tuple) and not (kind == "video" and is_clip(entry)) for entry in entries):
@@ -258,7 +260,8 @@ def check_template(chat_template: str | None) -> None:
 def check_control_tokens(file, special_ids: dict) -> None:
     """A tokenizer without them belongs to another model."""
     wanted = "endoftext im_start im_end vision_start vision_end image_pad video_pad".split()
-    if missing := [f"<|{name}|>" for name in wanted if f"<|{name}|>" not in special_ids]:
+    missing = [f"<|{name}|>" for name in wanted if f"<|{name}|>" not in special_ids]
+    if missing:
         raise ValueError(f"{file} is not Qwen2-VL's tokenizer: it lacks {', '.join(missing)}.")
 
 

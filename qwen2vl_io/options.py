@@ -63,7 +63,8 @@ def call_options(asked: dict, text: bool = True) -> dict:
     `text`: whether the call makes ids, too. The official nested dicts count like their contents, but those for one kind
     of media stay apart.
     """
-    flat, apart = {}, {}
+    flat = {}
+    apart = {}
     for name, value in asked.items():
         if name in NESTED:
             if not isinstance(value, dict | None):
@@ -89,7 +90,8 @@ def call_options(asked: dict, text: bool = True) -> dict:
             raise ValueError(f"The option {shown(name)} is unknown; {hint}")
         elif value is not None:
             options[name] = value
-    padding, tensors = options.get("padding", True), options.get("return_tensors", "pt")
+    padding = options.get("padding", True)
+    tensors = options.get("return_tensors", "pt")
     if not isinstance(padding, bool | str) or padding not in PADDING:
         raise ValueError(f"padding={shown(padding)} is not supported: batches are as long as their longest row.")
     if not isinstance(tensors, str) or tensors != "pt":

@@ -26,7 +26,7 @@ MAX_IMAGE_PIXELS = 2**26  # width × height, 67 million; to decode one and make 
 MAX_JPEG_SCANS = 500, 2**30  # of a progressive JPEG, and pixels of all: each scan goes over all pixels again
 MAX_PICTURE_BYTES = 2**29  # of a file
 UPRIGHT = 1  # of EXIF's orientations
-JPEG_MARKER = re.compile(rb"\xff([^\xff\x00\x01\xd0-\xd8])")  # those that have a length behind them
+JPEG_MARKER = re.compile(rb"\xff([^\xff\x00\x01\xd0-\xd8])")  # the markers that a length follows
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # it would log to stderr what we say in our own words
 
@@ -37,7 +37,7 @@ def load_image(source, rotate_by_exif: bool = True) -> Image.Image:
     `source`: a path (str or Path, also "file://…"), an http(s) URL, the bytes of a file, a base64 data URI, a PIL
     picture, a numpy array (height, width[, 1, 3 or 4]) or a torch tensor ([1, 3 or 4,] height, width), of whole numbers
     (uint8, uint16) or fractions 0..1. An animation gives its first frame. `rotate_by_exif=False` leaves a photograph as
-    the camera stored it (except in TIFF files, which Pillow turns by itself). A plain RGB picture comes back as it is.
+    the camera stored it (except in TIFF files, which Pillow turns by itself). A plain RGB picture comes back unchanged.
 
     Raises FileNotFoundError if there is no such file, else ValueError.
     """
@@ -92,7 +92,9 @@ def read_header(file, name: str, max_bytes: int = MAX_PICTURE_BYTES) -> Image.Im
 def too_many_scans(file, most: int) -> bool:
     """Whether a JPEG goes over its pixels more than `most` times, or has absurdly many segments."""
     file.seek(0)
-    data, at, count = file.read(), 0, 0
+    data = file.read()
+    at = 0
+    count = 0
     for _ in range(10_000):
         marker = JPEG_MARKER.search(data, at)
         if not marker or marker[1] == b"\xd9":  # the end of the picture; others can follow
@@ -138,7 +140,7 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
     """Any mode → RGB: what is transparent shows white, and what has more than 8 bits a channel is scaled, not cut."""
     if image.mode[0] in "IF":  # "I;16…", "I" (in which Pillow hands out other 16-bit files) and floats
         values = np.asarray(image)
-        # what white is in floats no file says, but 1, 255 and 65535 are the habits
+        # no file of floats says which value is white; 1, 255 and 65535 are the usual ones
         for top in (1, 255, 65535) if image.mode == "F" else (65535,):
             if values.max() <= top:
                 return Image.fromarray(to_bytes(values, top)).convert("RGB")

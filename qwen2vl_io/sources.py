@@ -17,8 +17,10 @@ from qwen2vl_io.sentences import shorten
 
 SOURCE_KEYS = ("image", "image_url", "video", "video_url", "url", "path", "base64")  # in an item of a message
 MAX_BASE64_CHARS = 64 * 2**20  # characters of a data URI: 48 MiB of file
-MAX_IMAGE_BYTES, IMAGE_SECONDS = 64 * 2**20, 30  # what a URL may send, and how long that may take
-MAX_VIDEO_BYTES, VIDEO_SECONDS = 2**30, 300
+MAX_IMAGE_BYTES = 64 * 2**20  # that a URL may send for a picture
+IMAGE_SECONDS = 30  # that it may take
+MAX_VIDEO_BYTES = 2**30  # the same for a clip
+VIDEO_SECONDS = 300
 
 
 def item_source(item: dict):
@@ -45,7 +47,8 @@ def opener(source, what: str) -> tuple[Callable, str]:
     `what`: "picture" or "video". Only one of the files that the function opens for a URL can be in use at a time.
     """
     if not isinstance(source, str | os.PathLike):
-        content, name = bytes(source), f"The {what} of {len(source)} bytes"
+        content = bytes(source)
+        name = f"The {what} of {len(source)} bytes"
         return lambda: io.BytesIO(content), name
     if isinstance(source, str) and source[:5].lower() == "data:":
         content = data_uri_bytes(source)
@@ -87,7 +90,8 @@ def find_file(source: str | os.PathLike, what: str = "picture") -> Path:
     try:
         if path.is_file():
             return path
-        is_dir, exists = path.is_dir(), path.exists()
+        is_dir = path.is_dir()
+        exists = path.exists()
     except (OSError, ValueError):  # a name too long for the system, or with a null character in it
         is_dir = exists = False
     if is_dir:

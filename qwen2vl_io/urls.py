@@ -41,7 +41,8 @@ class Refused(Exception):
     """Why a URL is not fetched, as the end of the sentence "http://… ", and the way out."""
 
     def __init__(self, reason: str, way_out: str = SAVE):
-        self.reason, self.way_out = reason, way_out
+        self.reason = reason
+        self.way_out = way_out
 
 
 def open_url(url: str, max_bytes: int, seconds: float) -> BinaryIO:
@@ -96,7 +97,8 @@ def save_body(response: http.client.HTTPResponse, file: BinaryIO, max_bytes: int
         value = response.getheader(header, plain)
         if value.strip().lower() not in (plain, ""):
             raise Refused(f"comes packed ({header}: {shorten(value, 40)}), which is not read")
-    promised, size = response.length, 0  # bytes; None where the server does not say
+    promised = response.length  # bytes; None where the server does not say
+    size = 0
     if promised is not None and promised > max_bytes:
         raise Refused(f"has {promised:,} bytes, more than the limit of {max_bytes:,}", f"make it smaller, or {SAVE}")
     # read1, for read would collect all of a chunk whose size is given as -1, however long
@@ -120,7 +122,9 @@ def parse(url: str) -> tuple[str, str, int, str]:
         raise Refused("holds a space or a control character, which no URL may", "write %20 for a space")
     try:
         parts = urlsplit(url)
-        scheme, host, port = parts.scheme, parts.hostname or "", parts.port
+        scheme = parts.scheme
+        host = parts.hostname or ""
+        port = parts.port
     except ValueError:  # a bracket that is not closed, a port beyond 65535
         raise Refused("is no valid URL", "check how its host and port are written") from None
     if scheme not in PORTS:
@@ -176,7 +180,8 @@ def shorten(text: str, longest: int = 120) -> str:
 
 def resolve(host: str, port: int, deadline: float) -> list[tuple]:
     """The addresses of a host, as socket.getaddrinfo gives them; all of them public, unless `ALLOW_PRIVATE`."""
-    wait, answers = time_left(deadline), queue.SimpleQueue()
+    wait = time_left(deadline)
+    answers = queue.SimpleQueue()
 
     def ask() -> None:
         try:
@@ -237,7 +242,8 @@ class TimedReader(io.RawIOBase):
     """What HTTPResponse takes for a socket: all its reads, however many and small, have to end by the deadline."""
 
     def __init__(self, sock: socket.socket, deadline: float):
-        self.sock, self.deadline = sock, deadline
+        self.sock = sock
+        self.deadline = deadline
 
     def makefile(self, mode: str) -> BinaryIO:
         return io.BufferedReader(self)

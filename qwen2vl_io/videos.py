@@ -27,7 +27,8 @@ from qwen2vl_io.sentences import damaged
 from qwen2vl_io.sources import opener
 
 FPS = 2.0  # frames sampled from each second
-MIN_FRAMES, MAX_FRAMES = 4, 768  # of one video
+MIN_FRAMES = 4  # of one video
+MAX_FRAMES = 768  # of one video
 FRAME_FACTOR = 2  # frames enter the vision tower in pairs
 MAX_FRAME_PIXELS = 2**25  # width × height: 8K. A decoder keeps up to 17 frames, so less than of a picture
 MAX_ANIMATION = 10_000, 2**29  # frames, and pixels of all of them: a GIF of a kilobyte can promise hours of work
@@ -78,7 +79,7 @@ def load_video(
     PNG file; an animated PIL picture; a list of pictures (anything `load_image` takes) or an array (T, height, width,
     3) or a tensor (T, 3, height, width). `fps` or `nframes`, `min_frames`, `max_frames`: see `smart_nframes`.
     `video_start`, `video_end`: seconds from the first frame; what is outside does not count. A list has no times: it
-    is taken whole whatever `fps` says, or `nframes` of it. A `Video` comes back as it is.
+    is taken whole whatever `fps` says, or `nframes` of it. A `Video` comes back unchanged.
 
     Raises FileNotFoundError if there is no such file, else ValueError.
     """
@@ -119,7 +120,8 @@ def from_pictures(pictures, nframes: int | None, refused: dict) -> Video:
     total = len(pictures)
     if not total:
         raise ValueError("The list of frames is empty; give at least one picture.")
-    if given := [option for option, value in refused.items() if value is not None]:
+    given = [option for option, value in refused.items() if value is not None]
+    if given:
         raise ValueError(f"A list of pictures has no times, so {given[0]} means nothing; choose with nframes.")
     if nframes is None and total > MAX_FRAMES:
         raise ValueError(f"The list has {total} frames, more than {MAX_FRAMES}; say with nframes how many to take.")
@@ -142,7 +144,8 @@ def from_pictures(pictures, nframes: int | None, refused: dict) -> Video:
                 )
             yield np.array(picture)
 
-    name, note = "The list of frames", ""
+    name = "The list of frames"
+    note = ""
     if nframes is not None and nframes >= number + FRAME_FACTOR:
         note = f"{name}: {nframes} are asked for but {number} taken: there are no more."
     return Video(name, first.width, first.height, [index / FPS for index in chosen], None, total, note, decoder)
@@ -185,7 +188,8 @@ def smart_nframes(
     max_frames = whole_number(max_frames, "max_frames", FRAME_FACTOR, MAX_FRAMES)
     there = total_frames // FRAME_FACTOR * FRAME_FACTOR or total_frames
     if nframes is None:
-        low, high = math.ceil(min_frames / FRAME_FACTOR) * FRAME_FACTOR, max_frames // FRAME_FACTOR * FRAME_FACTOR
+        low = math.ceil(min_frames / FRAME_FACTOR) * FRAME_FACTOR
+        high = max_frames // FRAME_FACTOR * FRAME_FACTOR
         nframes = min(max(total_frames / positive_number(video_fps, "video_fps") * fps, low), high)
     else:
         whole_number(nframes, "nframes", FRAME_FACTOR, MAX_FRAMES)
@@ -214,7 +218,8 @@ def cut(clip, start: float | None, end: float | None) -> np.ndarray:
     for name, value in (("video_start", start), ("video_end", end)):
         if value is not None and value != 0:
             positive_number(value, name)
-    start, end = start or 0, length if end is None else end
+    start = start or 0
+    end = length if end is None else end
     inside = np.flatnonzero((clip.seconds >= start - 1e-6) & (clip.seconds <= end + 1e-6))
     if not start < end <= length + clip.last + 0.01 or not len(inside):  # what players say of the length is rounded
         raise ValueError(
@@ -253,7 +258,9 @@ def open_clip(open_file: Callable, name: str) -> Animation | Container:
 def check_tables(file, name: str) -> None:
     """Refuse an MP4 that promises more frames than it has bytes: FFmpeg would make room for all of them at once."""
     file.seek(0, io.SEEK_END)
-    size, start, promised = file.tell(), 0, 0
+    size = file.tell()
+    start = 0
+    promised = 0
     while start + 8 <= size and promised <= size:
         file.seek(start)
         length, kind, long = struct.unpack(">I4sQ", file.read(16).ljust(16, b"\0"))
@@ -276,7 +283,9 @@ class Animation:
     """An animated GIF, WebP or PNG, read by Pillow. A still picture is one frame of it."""
 
     def __init__(self, open_file: Callable, name: str) -> None:
-        self.open_file, self.name, self.notes = open_file, name, []
+        self.open_file = open_file
+        self.name = name
+        self.notes = []
         durations = []  # seconds
         for image in self.images(itertools.count()):
             if not durations:
@@ -285,7 +294,8 @@ class Animation:
             if len(durations) > MAX_ANIMATION[0] or len(durations) * image.width * image.height > MAX_ANIMATION[1]:
                 frames, pixels = (f"{limit:,}" for limit in MAX_ANIMATION)
                 raise ValueError(f"{name} has more than {frames} frames or {pixels} pixels in all; save it as MP4.")
-        self.seconds, self.last = np.cumsum([0, *durations[:-1]]), durations[-1]
+        self.seconds = np.cumsum([0, *durations[:-1]])
+        self.last = durations[-1]
         self.rate = len(durations) / sum(durations)
 
     def images(self, numbers: Iterable[int]) -> Iterator[Image.Image]:
@@ -321,8 +331,11 @@ class Reader:
     """A file as FFmpeg gets it: without a name, and it ends where it fails or where the search takes too long."""
 
     def __init__(self, file) -> None:
-        self.file, self.seek, self.tell = file, file.seek, file.tell
-        self.left, self.problem = MAX_SEARCH_BYTES, None
+        self.file = file
+        self.seek = file.seek
+        self.tell = file.tell
+        self.left = MAX_SEARCH_BYTES
+        self.problem = None
 
     def read(self, size: int) -> bytes:
         self.left -= size
@@ -354,7 +367,7 @@ class PacketTable:
     duration: float = 0.0  # of the last frame, in seconds; 0: unknown
     is_torn: bool = False  # the last packet is incomplete
     declared_rate: float | None = None  # frames a second, as the header says
-    declared_end: float = 0.0  # seconds, likewise; 0: unknown
+    declared_end: float = 0.0  # seconds, as the header says; 0: unknown
     has_display_order: bool = True  # False: the times are those of decoding
 
 
@@ -491,7 +504,9 @@ class Container:
         """
         import av
 
-        done, count, skipped = 0, 0, False
+        done = 0
+        count = 0
+        skipped = False
         with self.opened() as (_, stream, packets):
             context = stream.codec_context
             no_more = math.inf, None
