@@ -455,7 +455,7 @@ def cpu_features() -> dict | None:
     """What PyTorch knows of this x86 CPU's instructions, by name; None on other CPUs, whose names say less."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return None
-    if hasattr(torch.cpu, "get_capabilities"):  # PyTorch 2.11 and newer
+    if hasattr(torch.cpu, "get_capabilities"):  # of newer releases of PyTorch
         return dict(torch.cpu.get_capabilities())
     try:
         words = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
