@@ -303,7 +303,7 @@ def test_ordering_that_fails_loses_nothing(run, out, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", fail)
         assert run(lines, "--batch-tokens", "1", *out)[0] == 2
-    numbers = [json.loads(line)["line"] for line in Path(out[1]).read_text().splitlines()]
+    numbers = [json.loads(line)["line"] for line in Path(out[1]).read_text(encoding="utf-8").splitlines()]
     assert numbers == [4, 3, 2, 1] and not list(Path(out[1]).parent.glob(".*"))
     assert [record["line"] for record in run(lines, *out)[1]] == [1, 2, 3, 4]
 

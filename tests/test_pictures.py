@@ -6,6 +6,7 @@ import http.server
 import io
 import logging
 import struct
+import sys
 import threading
 import warnings
 import zlib
@@ -21,6 +22,7 @@ from qwen2vl_io import pictures, sources, urls
 from qwen2vl_io.pictures import load_image
 from qwen2vl_io.sources import item_source
 
+ACCENT = "é" if sys.getfilesystemencoding() == "utf-8" else "e"  # as far as names of files can have one
 WHITE = (255, 255, 255)
 
 
@@ -66,7 +68,7 @@ def test_a_plain_rgb_picture_comes_back_untouched(scene):
 
 
 def test_path_string_file_url_bytes_and_data_uri_give_the_same(scene, tmp_path):
-    path = tmp_path / "a picture #1 é%.png"
+    path = tmp_path / f"a picture #1 {ACCENT}%.png"
     scene.save(path)
     content = path.read_bytes()
     encoded = base64.b64encode(content).decode()

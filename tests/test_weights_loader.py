@@ -775,9 +775,8 @@ def run_python(code: str, *arguments: str, **environment: str) -> str:
     """The output of a fresh Python in which our modules can be imported. (huggingface_hub reads its settings once.)"""
     settings = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and not k.lower().endswith("_proxy")}
     settings |= {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", **environment}
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), *arguments], env=settings, capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", textwrap.dedent(code), *arguments]
+    done = subprocess.run(command, env=settings, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     return done.stdout
 
