@@ -215,9 +215,9 @@ class Qwen2VLImageProcessor(MediaReader):
 
     `min_pixels` and `max_pixels` limit the *area* of a picture in pixels; one token is 28×28 of them. A clip
     has its own limits for a frame, and one for all its frames together. `resample`, of pictures, is "pillow"
-    (equal to transformers' PIL processor and qwen-vl-utils to the bit) or "torch" (to its torchvision
-    processor). `preprocess` and `media_patches`, which find and open the pictures of a call, are those of
-    `MediaReader`.
+    (under the same Pillow equal to transformers' PIL processor and qwen-vl-utils to the bit) or "torch" (to
+    its torchvision processor). `preprocess` and `media_patches`, which find and open the pictures of a call,
+    are those of `MediaReader`.
     """
 
     min_pixels: int = MIN_PIXELS

@@ -129,16 +129,15 @@ def test_the_fast_processor_is_the_torch_one():
 def test_pitfall_7_pillow_and_torch_are_two_kinds_of_resampling():
     """They differ by single levels of 255, at sharp edges by some more: a parity test must say which one it means.
 
-    How often depends on Pillow's release. The bounds do not: the numbers differ by whole levels, somewhere by one at
-    least; and each way is within half a level of one and the same kernel but for its own rounding of weights and of
-    the picture between its two passes, so that in the mean they are within one level of each other.
+    How often depends on Pillow's release. By whole levels, and somewhere by one at least, follows from the rounding
+    to bytes; the upper limits are twice what was seen with the release that differs most.
     """
     image = Image.open(PHOTOGRAPHS[0])
     a, b = (Qwen2VLImageProcessor(resample=resample).preprocess(image).pixel_values for resample in OFFICIAL)
     std = torch.tensor(Qwen2VLImageProcessor().image_std).repeat_interleave(2 * 14 * 14)  # of each number of a row
     levels = (a - b).abs() * 255 * std  # (N, 1176)
     assert torch.allclose(levels, levels.round(), atol=255 * 2**-20)  # float32 carries 24 bits of numbers up to 2.7
-    assert levels.max().round() >= 1 and levels.mean() < 1
+    assert 1 <= levels.max().round() < 16 and levels.mean() < 0.3  # Pillow 10 and 12: 2 and 0.004; 13: 8 and 0.15
     same_size = noise(56, 84)
     a, b = (Qwen2VLImageProcessor(resample=resample).preprocess(same_size).pixel_values for resample in OFFICIAL)
     assert torch.allclose(a, b, atol=1e-6), "without resizing only the last bit of the arithmetic differs"
