@@ -630,7 +630,7 @@ def attention_weights(q: Tensor, k: Tensor, causal: bool, pads: list[int] | None
 
     hidden = torch.zeros(Q, S, dtype=torch.bool, device=q.device)
     if causal:
-        hidden = (~hidden).triu(S - Q + 1)  # the future
+        hidden = (~hidden).triu(S - Q + 1)  # all True, of which the future is kept
     if pads is not None:
         first_token = torch.tensor(pads, device=q.device)[:, None, None, None]  # (B, 1, 1, 1)
         hidden = hidden | (torch.arange(S, device=q.device) < first_token)

@@ -1,4 +1,4 @@
-"""Conversations as callers write them → checked ones, and the media in them."""
+"""Conversations as callers write them → checked ones; the media in them → patches; and new ids → text as it comes."""
 
 from __future__ import annotations
 

@@ -299,7 +299,7 @@ def plan_generation(model, inputs: dict, eos_token_id, suppress_tokens, seed: in
 
 def check_attention(name: str, known: dict) -> None:
     """The name of an attention implementation."""
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise ValueError(f"attn_implementation={shown(name)} is not one of {', '.join(known)}.")
 
 
