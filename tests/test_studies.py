@@ -1,4 +1,4 @@
-"""The three studies, on a few scenes and steps each: they run, write what they say, and go on where they were."""
+"""The studies, on a few scenes and steps each: they run, write what they say, and go on where they were."""
 
 import csv
 
@@ -7,7 +7,7 @@ import torch
 
 import weights_loader
 from qwen2vl_mini import Qwen2VLProcessor
-from tiny_world import batches, studies
+from tiny_world import studies
 
 
 def rows_of(file):
@@ -35,29 +35,6 @@ def test_resolution(tmp_path, monkeypatch):
     assert tokens["fixed square", "16"] == 16 and tokens["dynamic", "4"] <= 4 and tokens["dynamic", "16"] <= 16
     assert all(0 <= float(row["accuracy"]) <= 1 for row in rows)
     assert run("resolution", tmp_path) == rows  # nothing is measured twice
-
-
-def test_rope(tmp_path, monkeypatch):
-    monkeypatch.setattr(studies, "TRAINED_FRAMES", (4,))
-    monkeypatch.setattr(studies, "MORE_FRAMES", (10,))
-    rows = run("rope", tmp_path)
-    assert {(row["way"], row["task"], row["frames"]) for row in rows} == {
-        (way, *what)
-        for way in studies.WAYS
-        for what in (("motion", "4"), ("motion", "10"), ("describe", "1"), ("relation", "1"))
-    }
-
-
-def test_rope_differs_in_positions_only():
-    processor = Qwen2VLProcessor.from_pretrained("tiny")
-    batch = batches.make_round("clip", 1, processor, recipe=studies.ROPE_RECIPE)
-    assert studies.positions("M-RoPE", batch) == {}
-    flat = studies.positions("1-D RoPE", batch)["position_ids"]
-    assert flat.shape == (3, *batch["inputs"]["input_ids"].shape)
-    assert (flat == torch.arange(flat.shape[2])).all()
-    a, b = (studies.new_trainer(processor, 7) for _ in range(2))
-    assert all(torch.equal(x, y) for x, y in zip(a.model.parameters(), b.model.parameters()))  # a seed is a decoder
-    assert not any(p.requires_grad for p in a.model.visual.parameters())
 
 
 def test_every_merger_is_new():

@@ -110,7 +110,7 @@ class DecoderHeads(nn.Module):
         self.relations = nn.Linear(width, len(RELATIONS))
 
         self.states: dict[int, Tensor] = {}  # layer, counted from 1 → its output (B, S, C) in the last forward pass
-        self.seventh = min(7, len(model.model.layers))  # the studies' decoders have only six
+        self.seventh = min(7, len(model.model.layers))  # the studies' decoders have fewer
         for layer in range(2, self.seventh + 1):
             model.model.layers[layer - 1].register_forward_hook(self.keeper_of(layer))
 

@@ -13,13 +13,9 @@ you like, and delete the table to begin anew.
 from __future__ import annotations
 
 import argparse
-import csv
-import itertools
 import statistics
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -30,66 +26,12 @@ from PIL import Image
 import weights_loader
 from qwen2vl_mini import Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 from tiny_world import evaluate, scenes
-from tiny_world.batches import COURSE, FULL, Recipe, make_round, make_sheets
+from tiny_world.batches import COURSE, make_round, make_sheets
+from tiny_world.study_results import Results, figure
+from tiny_world.study_rope import draw_rope, rope
 from tiny_world.train import Trainer, initialise, rate_factor, tiny_config
 
 CELL = 28 * 28  # pixels of one visual token
-Row = dict[str, str | float]
-
-
-class Results:
-    """The table: rows are added as they come, and known ones are not measured again."""
-
-    def __init__(self, file: Path, keys: tuple[str, ...]):
-        self.file = file
-        self.keys = keys  # columns that name a setting; rows that differ in others are repetitions of it
-        self.rows: list[Row] = []
-        if file.exists():
-            with file.open(newline="") as lines:
-                self.rows = list(csv.DictReader(lines))
-
-    def has(self, **keys) -> bool:
-        """Whether there is a row with these values."""
-        return any(all(row[key] == str(keys[key]) for key in keys) for row in self.rows)
-
-    def add(self, **row) -> None:
-        """Append a row, to the file too, and print it."""
-        self.rows.append({key: str(value) for key, value in row.items()})
-        with self.file.open("a", newline="") as lines:
-            writer = csv.DictWriter(lines, row)
-            if lines.tell() == 0:
-                writer.writeheader()
-            writer.writerow(row)
-        print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
-
-    def series(self, x: str, y: str, **where) -> tuple[list[float], list[float], list[float]]:
-        """Means of x, means of y and standard deviations of y: one of each for every setting whose rows fit `where`."""
-        groups = defaultdict(list)
-        for row in self.rows:
-            if all(row[key] == str(value) for key, value in where.items()):
-                setting = tuple(row[key] for key in self.keys)
-                groups[setting].append((float(row[x]), float(row[y])))
-
-        points = []
-        for pairs in groups.values():
-            xs, ys = zip(*pairs)
-            deviation = statistics.stdev(ys) if len(ys) > 1 else 0.0
-            points.append((statistics.mean(xs), statistics.mean(ys), deviation))
-        points.sort()
-        return [x for x, _, _ in points], [y for _, y, _ in points], [deviation for _, _, deviation in points]
-
-
-def figure(columns: int):
-    """A drawing, and its axes side by side."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    drawing, axes = plt.subplots(1, columns, figsize=(4.6 * columns, 3.7), constrained_layout=True)
-    for axis in axes:
-        axis.grid(alpha=0.3)
-    return drawing, axes
 
 
 # ── Dynamic against fixed resolution ────────────────────────────────────────────────────────────────────────────────
@@ -164,166 +106,6 @@ def draw_resolution(results: Results, file: Path) -> None:
     drawing.savefig(file, dpi=110)
 
 
-# ── New decoders ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def new_trainer(processor: Qwen2VLProcessor, seed: int, merge_size: int | None = None, theta: float = 20.0) -> Trainer:
-    """A decoder with random weights behind the bundled tower, which is frozen; or, with a `merge_size`, behind the
-    tower's frozen blocks and a new merger, which can learn."""
-    torch.manual_seed(seed)
-    config = tiny_config(processor.tokenizer, layers=6, merge_size=merge_size or 2)
-    config.text_config.rope_theta = theta
-    model = Qwen2VLForConditionalGeneration(config)
-    initialise(model)
-
-    tower = weights_loader.load_model("tiny", dtype="float32", device="cpu").visual.state_dict()
-    keep = {name: weight for name, weight in tower.items() if merge_size is None or not name.startswith("merger")}
-    model.visual.load_state_dict(keep, strict=False)
-    for name, weight in model.visual.named_parameters():
-        weight.requires_grad_(merge_size is not None and name.startswith("merger"))
-    return Trainer(model, processor.tokenizer)
-
-
-def run_steps(trainer: Trainer, steps: int, make: Callable[[int], tuple[dict, dict]]) -> list[float]:
-    """Train on `make(0)`, `make(1)` …, each a batch and more inputs; the seconds of each step, without `make`."""
-    seconds = []
-    for step in range(steps):
-        batch, inputs = make(step)
-        start = time.perf_counter()
-        trainer.round_loss(batch, **inputs).backward()
-        trainer.step(rate_factor(step, step / steps))
-        seconds.append(time.perf_counter() - start)
-    return seconds
-
-
-@torch.no_grad()
-def shares_right(trainer: Trainer, batches: Iterable[tuple[dict, dict]]) -> dict[str, float]:
-    """Share of answers right in every token, by task.
-
-    Each token is given the right ones before it, so the answer is right if and only if greedy generation's is.
-    """
-    sums, counts = defaultdict(float), defaultdict(int)
-
-    def record(name: str, value: float, count: int = 1) -> None:
-        sums[name] += value * count
-        counts[name] += count
-
-    trainer.record = record
-    for batch, inputs in batches:
-        trainer.round_loss(batch, **inputs)
-    trainer.record = lambda name, value, count=1: None
-    return {name: sums[name] / counts[name] for name in sums}
-
-
-# ── M-RoPE against 1-D RoPE ─────────────────────────────────────────────────────────────────────────────────────────
-
-# With theta 20 the slowest pair of channels has turned once after 104 positions: plenty for rows, columns and frames,
-# but few for a running number of tokens. So 1-D RoPE gets a second try, in which that pair never turns once in a clip.
-WAYS = {"M-RoPE": 20.0, "1-D RoPE": 20.0, "1-D RoPE, theta 1000": 1000.0}
-TRAINED_FRAMES = (4, 6, 8)
-MORE_FRAMES = (12, 16, 24, 32)
-ROPE_RECIPE = replace(
-    FULL,
-    tasks={"describe": 2, "relation": 3, "count": 1},
-    things=(1, 2, 3),
-    max_side=140,
-    large_share=0.0,
-    text_share=0.0,
-    tokens=2500,
-)
-
-
-def positions(way: str, batch: dict) -> dict:
-    """More inputs for the model: 1-D RoPE is M-RoPE with the same running number on all three axes."""
-    if way == "M-RoPE":
-        return {}
-    rows, length = batch["inputs"]["input_ids"].shape
-    return {"position_ids": torch.arange(length).expand(3, rows, length)}
-
-
-def rope(file: Path, seeds: int, samples: int, steps: int) -> Results:
-    """The same decoder, data and number of steps: only the positions differ."""
-    results = Results(file, ("way", "task", "frames"))
-    processor = Qwen2VLProcessor.from_pretrained("tiny")
-    for seed, way in product(range(seeds), WAYS):
-        if results.has(way=way, seed=seed):
-            continue
-        trainer, seconds = train_with_positions(way, seed, steps, processor)
-        found = ask_with_positions(trainer, way, seed, samples, processor)
-        for (task, frames), share in found.items():
-            results.add(way=way, task=task, frames=frames, seed=seed, accuracy=round(share, 4), seconds=round(seconds))
-    return results
-
-
-def train_with_positions(way: str, seed: int, steps: int, processor: Qwen2VLProcessor) -> tuple[Trainer, float]:
-    """A new decoder, and the seconds that its steps took."""
-
-    def make(step: int) -> tuple[dict, dict]:
-        kind = "picture" if step % 3 == 0 else "clip"
-        batch = make_round(kind, step + 100_000 * seed, processor, recipe=ROPE_RECIPE)
-        return batch, positions(way, batch)
-
-    trainer = new_trainer(processor, seed, theta=WAYS[way])
-    seconds = run_steps(trainer, steps, make)
-    return trainer, sum(seconds)
-
-
-def ask_with_positions(
-    trainer: Trainer, way: str, seed: int, samples: int, processor: Qwen2VLProcessor
-) -> dict[tuple[str, int], float]:
-    """Share of right answers by task and number of frames."""
-
-    def shares(kind: str, recipe: Recipe) -> dict[str, float]:
-        rounds = held_out_rounds(kind, samples, seed, processor, recipe)
-        return shares_right(trainer, ((batch, positions(way, batch)) for batch in rounds))
-
-    found = {}
-    for frames in (*TRAINED_FRAMES, *MORE_FRAMES):
-        found["motion", frames] = shares("clip", replace(ROPE_RECIPE, frames=(frames,)))["motion"]
-    of_pictures = shares("picture", ROPE_RECIPE)
-    for task in ("describe", "relation"):
-        found[task, 1] = of_pictures[task]
-    return found
-
-
-def held_out_rounds(kind: str, samples: int, seed: int, processor: Qwen2VLProcessor, recipe: Recipe) -> Iterator[dict]:
-    """Rounds of at least `samples` conversations in all, from seeds that training never uses."""
-    done = 0
-    for number in itertools.count(scenes.TEST_SEED * (2 + seed)):
-        if done >= samples:
-            return
-        batch = make_round(kind, number, processor, recipe=recipe)
-        done += len(batch["tasks"])
-        yield batch
-
-
-def draw_bars(axis, place: int, series: list[tuple[list[float], list[float], list[float]]], label: str) -> None:
-    """A bar for each series of a single mean: in the group of its index, `place` bars right of the group's middle."""
-    places = [group + place * 0.27 for group in range(len(series))]
-    heights = [means[0] for _, means, _ in series]
-    errors = [deviations[0] for _, _, deviations in series]
-    axis.bar(places, heights, 0.25, yerr=errors, capsize=3, label=label)
-
-
-def draw_rope(results: Results, file: Path) -> None:
-    """Two panels: clips by their number of frames, and single pictures."""
-    drawing, axes = figure(2)
-    for way, style in zip(WAYS, ("o-", "s--", "^:")):
-        axes[0].errorbar(*results.series("frames", "accuracy", way=way, task="motion"), fmt=style, capsize=3, label=way)
-    axes[0].axvspan(TRAINED_FRAMES[0], TRAINED_FRAMES[-1], color="grey", alpha=0.15, label="trained on")
-    axes[0].set(ylim=(0, 1), xlabel="frames of the clip", title="clips: what moves, which way")
-
-    tasks = ("describe", "relation")
-    for i, way in enumerate(WAYS):
-        series = [results.series("frames", "accuracy", way=way, task=task) for task in tasks]
-        draw_bars(axes[1], i - 1, series, label=way)
-    axes[1].set(ylim=(0, 1), title="single pictures")
-    axes[1].set_xticks(range(len(tasks)), ["describe, left to right", "left of, above …"])
-    for axis, where in zip(axes, ("lower left", "upper right")):
-        axis.legend(fontsize=8, loc=where)
-    drawing.savefig(file, dpi=110)
-
-
 # ── The 2×2 merger ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 MERGES = (1, 2, 4)
@@ -335,6 +117,21 @@ MERGER_RECIPE = replace(
 MERGER_STEPS = 300  # of the new merger alone, on sheets
 MERGER_TASKS = ("describe", "where", "count", "colour", "shape")
 SEEN_SIDE = 448  # pixels a side of the picture with which the time to the first token is measured
+
+
+def new_trainer(processor: Qwen2VLProcessor, seed: int, merge_size: int) -> Trainer:
+    """A decoder with random weights and a new merger, which can learn, behind the bundled tower's frozen blocks."""
+    torch.manual_seed(seed)
+    config = tiny_config(processor.tokenizer, layers=6, merge_size=merge_size)
+    model = Qwen2VLForConditionalGeneration(config)
+    initialise(model)
+
+    tower = weights_loader.load_model("tiny", dtype="float32", device="cpu").visual.state_dict()
+    keep = {name: weight for name, weight in tower.items() if not name.startswith("merger")}
+    model.visual.load_state_dict(keep, strict=False)
+    for name, weight in model.visual.named_parameters():
+        weight.requires_grad_(name.startswith("merger"))
+    return Trainer(model, processor.tokenizer)
 
 
 def seconds_to_first_token(model: Qwen2VLForConditionalGeneration, processor: Qwen2VLProcessor) -> float:
@@ -385,16 +182,14 @@ def train_with_merger(
     merge: int, seed: int, steps: int, processor: Qwen2VLProcessor
 ) -> tuple[Qwen2VLForConditionalGeneration, float]:
     """A new merger and a new decoder, and the mean number of visual tokens of the pictures that they were shown."""
-    tokens = []
-
-    def make(step: int) -> tuple[dict, dict]:
-        batch = make_round("picture", step + 100_000 * seed, processor, recipe=MERGER_RECIPE)
-        tokens.append(len(batch["places"]) / len(batch["tasks"]))
-        return batch, {}
-
     trainer = new_trainer(processor, seed, merge)
     teach_merger(trainer, processor, seed)
-    run_steps(trainer, steps, make)
+    tokens = []
+    for step in range(steps):
+        batch = make_round("picture", step + 100_000 * seed, processor, recipe=MERGER_RECIPE)
+        tokens.append(len(batch["places"]) / len(batch["tasks"]))
+        trainer.round_loss(batch).backward()
+        trainer.step(rate_factor(step, step / steps))
     return trainer.model.eval(), statistics.mean(tokens)
 
 
@@ -406,6 +201,14 @@ def ask_with_merger(
     rows = {task: (task, world) for task in MERGER_TASKS}
     found = evaluate.evaluate(model, processor, rows, samples)
     return {task: found[task]["accuracy"] for task in MERGER_TASKS}
+
+
+def draw_bars(axis, place: int, series: list[tuple[list[float], list[float], list[float]]], label: str) -> None:
+    """A bar for each series of a single mean: in the group of its index, `place` bars right of the group's middle."""
+    places = [group + place * 0.27 for group in range(len(series))]
+    heights = [means[0] for _, means, _ in series]
+    errors = [deviations[0] for _, _, deviations in series]
+    axis.bar(places, heights, 0.25, yerr=errors, capsize=3, label=label)
 
 
 def draw_merger(results: Results, file: Path) -> None:
@@ -445,7 +248,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("assets"), help="folder of the table and the figure")
     parser.add_argument("--seeds", type=int, default=3, help="repetitions, for the error bars (default 3)")
     parser.add_argument("--samples", type=int, default=200, help="held-out scenes for each number (default 200)")
-    parser.add_argument("--steps", type=int, default=500, help="training steps of each decoder (default 500)")
+    parser.add_argument("--steps", type=int, default=1000, help="training steps of each decoder (default 1000)")
     options = parser.parse_args(argv)
     if min(options.seeds, options.samples, options.steps) < 1:
         print("error: --seeds, --samples and --steps must be at least 1.", file=sys.stderr)
