@@ -316,7 +316,6 @@ class Qwen2VLTokenizer:
 
     def __init__(self, file: str | Path):
         self.bpe = weights_loader.read_tokenizer(file)
-        self.bpe.encode_special_tokens = True  # a typed "<|im_end|>" is ten characters
         added = self.bpe.get_added_tokens_decoder()
         self.special_ids = {token.content: token_id for token_id, token in added.items() if token.special}
         messages.check_control_tokens(file, self.special_ids)
@@ -329,6 +328,7 @@ class Qwen2VLTokenizer:
 
     def encode(self, pieces: list[str] | str) -> list[int]:
         """Pieces → ids. Neighbouring texts are joined first, since BPE may merge across their border."""
+        self.bpe.encode_special_tokens = True  # a typed "<|im_end|>" is ten characters; a copy forgets it
         if isinstance(pieces, str):
             pieces = [pieces]
         ids = []

@@ -116,6 +116,7 @@ WENT_WRONG = {
         "control tokens typed by a user, or written by the model, that are obeyed",
         [
             "test_parity_text.py::test_pitfall_11_special_strings_in_user_text_stay_text",
+            "test_parity_text.py::test_pitfall_11_a_copy_of_the_tokenizer_is_as_careful",
             "test_parity_text.py::test_pitfall_11_two_items_cannot_make_a_special_token_together",
             "test_parity_text.py::test_pitfall_11_random_hostile_text",
             "test_parity_text.py::test_ids_of_random_text",
