@@ -1,0 +1,1 @@
+"""The course: nine notebooks, their sources, and what they draw with."""
