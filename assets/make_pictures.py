@@ -1,13 +1,20 @@
-"""Make assets/scene.png (a held-out scene), assets/pipeline.png (its way through the model) and assets/clip.mp4.
+"""Make the pictures of the README: the example scene and clip, what the bundled checkpoint makes of them, thumbnails.
 
     python -m assets.make_pictures
 
-Every number in the pipeline is read off a real run of the bundled checkpoint. The clip is two seconds of a drawing in
-which one thing moves.
+scene.png is a held-out scene, clip.mp4 two seconds of a drawing in which one thing moves. Every number in pipeline.png,
+every box in boxes.png and every line in terminal.png comes from a real run of the bundled checkpoint; the thumbnails
+are figures of the notebooks.
 """
 
 from __future__ import annotations
 
+import base64
+import io
+import json
+import shlex
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +25,18 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 import weights_loader
-from qwen2vl_mini import Qwen2VLForConditionalGeneration, Qwen2VLProcessor, get_rope_index, unpatchify
+from qwen2vl_mini import (
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLProcessor,
+    draw_boxes,
+    get_rope_index,
+    parse_boxes,
+    unpatchify,
+)
 from tiny_world.scenes import TEST_SEED, make_sample
 
 ASSETS = Path(__file__).parent
@@ -259,6 +273,91 @@ def make_pipeline() -> None:
     print(run.answer, "| rope_delta", run.delta)
 
 
+# ── What the checkpoint answers ─────────────────────────────────────────────────────────────────────────────────────
+
+THINGS = ("purple triangle", "orange heart", "green diamond")  # of scene.png
+
+
+def make_boxes() -> None:
+    """boxes.png: the scene, three times as large, with the boxes of three answers."""
+    scene = Image.open(ASSETS / "scene.png").convert("RGB")
+    model, processor = weights_loader.load("tiny", dtype="float32")
+    large = scene.resize((3 * scene.width, 3 * scene.height), Image.Resampling.LANCZOS)
+    boxes = []
+    for thing in THINGS:
+        content = [{"type": "image", "image": scene}, {"type": "text", "text": f"Where is the {thing}?"}]
+        messages = [{"role": "user", "content": content}]
+        inputs = processor.apply_chat_template(messages, tokenize=True, add_generation_prompt=True, return_dict=True)
+        ids = model.generate(**inputs)[0, inputs.input_ids.shape[1] :]
+        boxes += parse_boxes(processor.decode(ids), large.width, large.height)
+    draw_boxes(large, boxes).quantize(64).save(ASSETS / "boxes.png", optimize=True)
+
+
+COMMANDS = (
+    'python qwen2vl_mini.py --image assets/scene.png --prompt "Describe this image."',
+    'python qwen2vl_mini.py --image assets/scene.png --prompt "What color is the heart?"',
+    "python qwen2vl_mini.py --image assets/scene.png --video assets/clip.mp4 --count-tokens",
+)
+GROUND, TEXT, PROMPT, ASIDE = "#1d2430", "#e8edf4", "#7ee0a5", "#93a1b3"
+
+
+def make_terminal() -> None:
+    """terminal.png: three commands and what they print; what goes to stderr is grey."""
+    lines = []  # (text, colour)
+    for command in COMMANDS:
+        words = shlex.split(command)[1:]
+        run = subprocess.run([sys.executable, *words], cwd=ASSETS.parent, capture_output=True, text=True, check=True)
+        lines.append((f"$ {command}", PROMPT))
+        lines += [(line, TEXT) for line in run.stdout.splitlines()]
+        lines += [(line, ASIDE) for line in wrapped(run.stderr)]
+        lines.append(("", TEXT))
+
+    font = ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSansMono.ttf", 17)
+    height = 25  # pixels of a line
+    width = round(max(font.getlength(text) for text, _ in lines)) + 44
+    still = Image.new("RGB", (width, height * (len(lines) - 1) + 40), GROUND)
+    draw = ImageDraw.Draw(still)
+    for i, (text, colour) in enumerate(lines):
+        draw.text((22, 20 + i * height), text, font=font, fill=colour)
+    still.quantize(16).save(ASSETS / "terminal.png", optimize=True)
+
+
+def wrapped(text: str, columns: int = 92) -> list[str]:
+    """Lines as a terminal of this width breaks them, at blanks."""
+    lines = []
+    for line in text.splitlines():
+        while len(line) > columns:
+            cut = line.rfind(" ", 0, columns)
+            lines.append(line[:cut])
+            line = line[cut + 1 :]
+        lines.append(line)
+    return lines
+
+
+# ── Thumbnails of the notebooks ─────────────────────────────────────────────────────────────────────────────────────
+
+FIGURE_OF = {"01": 2, "02": 1, "03": 1, "04": 0, "05": 1, "06": 1, "07": 1, "08": 1, "09": 2}  # which one stands for it
+THUMBNAIL = (240, 160)  # pixels
+
+
+def make_thumbnails() -> None:
+    """thumbnails/NN.png: one figure of each notebook, small."""
+    (ASSETS / "thumbnails").mkdir(exist_ok=True)
+    for path in sorted((ASSETS.parent / "notebooks").glob("[0-9]*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        outputs = [output for cell in cells for output in cell.get("outputs", [])]
+        figures = [output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+        chosen = figures[FIGURE_OF[path.name[:2]]]
+        figure = Image.open(io.BytesIO(base64.b64decode("".join(chosen)))).convert("RGB")
+        figure.thumbnail(THUMBNAIL, Image.Resampling.LANCZOS)
+        page = Image.new("RGB", THUMBNAIL, "white")
+        page.paste(figure, ((THUMBNAIL[0] - figure.width) // 2, (THUMBNAIL[1] - figure.height) // 2))
+        page.quantize(128).save(ASSETS / "thumbnails" / f"{path.name[:2]}.png", optimize=True)
+
+
 if __name__ == "__main__":
     make_clip()
     make_pipeline()
+    make_boxes()
+    make_terminal()
+    make_thumbnails()

@@ -23,7 +23,7 @@ from qwen2vl_io.options import sampling_settings
 from qwen2vl_mini import Qwen2VLConfig, Qwen2VLProcessor
 
 BUNDLED = (
-    "The bundled 4.6 M teaching model knows coloured shapes in small drawings and nothing else; "
+    "The bundled 4.6 M teaching model knows coloured shapes in small drawings, asked in the words of its card; "
     "the real one: --model Qwen/Qwen2-VL-2B-Instruct"
 )
 SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty")

@@ -1,16 +1,20 @@
 """What the README claims, as far as a test can tell."""
 
+import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from exercises import book
 from tests.source_lines import code_lines
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+KOREAN = (ROOT / "README.ko.md").read_text(encoding="utf-8")
 SHELL = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines() if line]
 
 
@@ -67,15 +71,64 @@ def test_the_first_command_prints_what_is_printed_here():
 
 @pytest.mark.skipif(not (ROOT / "checkpoints/tiny").exists(), reason="no bundled checkpoint")
 def test_the_python_example_runs():
-    code, _ = re.findall(r"```python\n(.*?)```", README, re.S)
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 0 and run.stdout.strip() in README, run.stderr
-
-
-@pytest.mark.skipif(not (ROOT / "checkpoints/tiny").exists(), reason="no bundled checkpoint")
-def test_the_example_of_a_mixed_batch_runs():
-    _, code = re.findall(r"```python\n(.*?)```", README, re.S)
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
     run = subprocess.run([sys.executable, "-c", code + "\nprint(answers)"], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     description, _, who = eval(run.stdout)
     assert f"\n```\n{description}\n```" in README and who.startswith("I am a very small teaching model")
+
+
+def test_it_can_be_read_at_one_sitting():
+    assert len(README.splitlines()) < 200
+
+
+def test_the_notebooks_and_their_minutes_are_those_of_the_course():
+    rows = re.findall(r"^\| !\[.+\]\((.+)\) \| \[(\d\d · .+)\]\((.+)\) .*\| (\d+) \+ (\d+) minutes \|$", README, re.M)
+    assert [row[1][:2] for row in rows] == list(book.chapters())
+    for thumbnail, title, link, reading, practice in rows:
+        assert (ROOT / thumbnail).exists()
+        first = json.loads((ROOT / link).read_text(encoding="utf-8"))["cells"][0]["source"]
+        text = " ".join("".join(first).split())
+        assert text.startswith(f"# {title} ")
+        assert f"**It takes** about {reading} minutes to read and {practice} to practise" in text
+
+
+def test_the_hours_of_the_course():
+    rows = re.findall(r"^\| !\[.*\[(\d\d) ·.*\| (\d+) \+ (\d+) minutes \|$", README, re.M)
+    everything = sum(int(reading) + int(practice) for _, reading, practice in rows)
+    core = sum(int(reading) for number, reading, _ in rows if number <= "07")
+    core += sum(exercise.minutes for exercise in book.exercises() if exercise.core and exercise.chapter <= "07")
+    hours = re.search(r"All of it\s+takes about (\d+) hours, the core \(●\) of 01 to 07 about (\d+)\.", README).groups()
+    assert hours == (str(round(everything / 60)), str(round(core / 60)))
+
+
+def test_the_number_of_exercises():
+    assert int(re.search(r"Nine notebooks and (\d+) exercises", README)[1]) == len(book.exercises())
+
+
+# ── Korean ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def shape_of(text: str) -> dict[str, list[str]]:
+    """What must be the same in both languages: commands, code, links, pictures, names, numbers, headings."""
+    prose = re.sub(r"```.*?```", "", text, flags=re.S)
+    return {
+        "blocks": re.findall(r"```.*?```", text, re.S),
+        "headings": re.findall(r"^#+ ", prose, re.M),
+        "names": sorted(re.findall(r"`[^`]+`", prose)),
+        "links": sorted(link.replace("README.ko.md", "README.md") for link in re.findall(r"\]\(([^)]+)\)", prose)),
+        "numbers": sorted(re.findall(r"\d[\d,.]*\d|\d", re.sub(r"`[^`]+`", "", prose))),
+        "tables": [line.count("|") for line in prose.splitlines() if line.startswith("|")],
+    }
+
+
+@pytest.mark.parametrize("what", ["blocks", "headings", "names", "links", "tables"])
+def test_the_korean_readme_says_the_same(what):
+    assert shape_of(KOREAN)[what] == shape_of(README)[what]
+
+
+def test_the_korean_readme_has_the_same_numbers():
+    korean, english = (Counter(shape_of(text)["numbers"]) for text in (KOREAN, README))
+    assert not english - korean
+    # Korean has digits where English has "two" or "ten", and 460 times ten thousand for 4.6 million
+    assert set(korean - english) <= {"1", "2", "3", "5", "9", "10", "460"}
