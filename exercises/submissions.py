@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import linecache
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -41,15 +42,15 @@ class Source:
         return definition(self.code, exercise.function)
 
     def reads_the_checker(self) -> bool:
-        """Whether the file imports more of this package than `check` and `hint`."""
+        """Whether the file imports more of this package than `check`, `hint` and what skeletons begin with."""
         names = []
         for node in ast.walk(ast.parse(self.code)):
             if isinstance(node, ast.Import):
                 names += [alias.name for alias in node.names]
             if isinstance(node, ast.ImportFrom):
                 names += [f"{node.module}.{alias.name}" for alias in node.names]
-        allowed = ("exercises.checker.check", "exercises.checker.hint")
-        return any(name.split(".")[0] == "exercises" and name not in allowed for name in names)
+        allowed = r"exercises\.(checker\.(check|hint)|ex\d\d\.skeleton(\.\w+)?)"
+        return any(name.split(".")[0] == "exercises" and not re.fullmatch(allowed, name) for name in names)
 
 
 def read_source(path: Path) -> Source:

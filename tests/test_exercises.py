@@ -551,6 +551,11 @@ def test_the_checkers_own_answers_score_nothing(tmp_path, line):
     assert results["tests"][1]["output"] == "1.2 ✗ answers.py imports the checker's own answers."
 
 
+def test_solutions_may_be_handed_in():
+    for file in sorted((book.FOLDER / "solutions").glob("ex*.py")):
+        assert not submissions.read_source(file).reads_the_checker(), file.name
+
+
 def test_a_submission_that_cannot_be_read_is_graded_all_the_same(tmp_path):
     folder = tmp_path / "handed_in"
     folder.mkdir()
