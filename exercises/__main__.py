@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import textwrap
 from pathlib import Path
@@ -25,10 +26,11 @@ def read_chapters(text: str) -> tuple[str, ...]:
     """ "01-03", "2" or "01,04-06" → the chapters' numbers."""
     chosen = set()
     for piece in text.split(","):
-        first, _, last = piece.partition("-")
-        if not first.strip().isdecimal() or not (last or first).strip().isdecimal():
+        found = re.fullmatch(r"\s*(\d\d?)\s*(?:-\s*(\d\d?)\s*)?", piece)
+        if not found:
             raise ValueError(f"{text!r} names no chapters; write 01-03 or 02 or 01,04.")
-        chosen |= {f"{number:02}" for number in range(int(first), int(last or first) + 1)}
+        first, last = int(found[1]), int(found[2] or found[1])
+        chosen |= {f"{number:02}" for number in range(first, last + 1)}
     known = set(book.chapters())
     if not chosen & known or chosen - known:
         raise ValueError(f"There are the chapters {', '.join(sorted(known))}, not all of {text!r}.")
@@ -130,6 +132,8 @@ def grade(options) -> int:
         exercises = [exercise for exercise in exercises if exercise.core]
     if min(options.seconds, options.megabytes) < 1:
         raise ValueError("--seconds and --megabytes must be at least 1.")
+    if options.json and (options.json.is_dir() or not options.json.parent.is_dir()):
+        raise ValueError(f"--json {options.json} is no place for a file; name one in a folder that exists.")
     results = grade(options.submission, exercises, options.seed, options.seconds, options.megabytes)
     for test in results["tests"]:
         print(f"{test['score']}/{test['max_score']}  {test['output']}")

@@ -95,7 +95,6 @@ def run_one(function: Callable, exercise: Exercise, probe: Probe) -> Outcome:
         with blocked(exercise.blocked):
             answer = function(*given)
         changed = is_changed(list(given), list(probe.args))
-        return Outcome(plain(exercise.view(answer, *copy.deepcopy(probe.args))), changed_input=changed)
     except NotImplementedError as error:
         return Outcome(error=describe(error, function), unwritten=True)
     except Blocked:
@@ -103,6 +102,14 @@ def run_one(function: Callable, exercise: Exercise, probe: Probe) -> Outcome:
         return Outcome(error=f"calls {names}, which does this exercise's work: write it yourself.")
     except (Exception, SystemExit) as error:
         return Outcome(error=describe(error, function))
+    if answer is None:
+        return Outcome(None)
+    try:
+        return Outcome(plain(exercise.view(answer, *copy.deepcopy(probe.args))), changed_input=changed)
+    except (Exception, SystemExit) as error:
+        said = describe(error, function)
+        own = ", in your line" in said  # the view ran code of the answer, such as a module's forward
+        return Outcome(error=said if own else f"gave {shown(answer)}, which is not what is asked for: it {said}")
 
 
 def is_changed(given: list, original: list) -> bool:
@@ -126,16 +133,32 @@ def describe(error: BaseException, function: Callable) -> str:
 # ── Judging ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def parse(code: str) -> ast.Module:
+    """The syntax tree. SyntaxError, too, for what Python cannot take at all: null bytes, a nesting without end."""
+    try:
+        return ast.parse(code)
+    except (RecursionError, MemoryError):
+        raise SyntaxError("it is nested too deeply") from None
+    except ValueError as error:
+        raise SyntaxError(str(error)) from None
+
+
+def definitions(code: str, tree: ast.Module) -> dict[str, str]:
+    """The functions and classes of a code by their names; of two with one name the last counts, as in Python."""
+    nodes = [node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    return {node.name: ast.get_source_segment(code, node) for node in nodes}
+
+
 def without_docstrings(source: str) -> str | None:
     """The code alone, as its syntax tree; None if it cannot be read."""
     try:
-        tree = ast.parse(textwrap.dedent(source))
-    except SyntaxError:
+        tree = parse(textwrap.dedent(source))
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None:
+                node.body = node.body[1:]
+        return ast.dump(tree)
+    except (SyntaxError, RecursionError):
         return None
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None:
-            node.body = node.body[1:]
-    return ast.dump(tree)
 
 
 def own_source(function: Callable) -> str | None:
@@ -146,25 +169,19 @@ def own_source(function: Callable) -> str | None:
         return None
 
 
-def definition(source: str, name: str) -> str | None:
-    """The part of a source that defines `name`; the last one counts, as in Python."""
-    definitions = [node for node in ast.parse(source).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
-    of_that_name = [node for node in definitions if node.name == name]
-    return ast.get_source_segment(source, of_that_name[-1]) if of_that_name else None
-
-
 def is_skeleton(source: str | None, exercise: Exercise) -> bool:
     """Whether the code is still the one that the exercise begins with."""
     if source is None:
         return False
-    blank = definition(book.skeleton(exercise), exercise.function)
+    skeleton = book.skeleton(exercise)
+    blank = definitions(skeleton, parse(skeleton))[exercise.function]
     return without_docstrings(source) == without_docstrings(blank)
 
 
 def calls_something(source: str | None) -> bool:
     """Whether there is a call in the code."""
     try:
-        tree = ast.parse(textwrap.dedent(source or ""))
+        tree = parse(textwrap.dedent(source or ""))
     except SyntaxError:
         return False
     return any(isinstance(node, ast.Call) for node in ast.walk(tree))

@@ -24,6 +24,8 @@ FOR_STUDENTS = (
 
 def handout(place: Path, chosen: tuple[str, ...]) -> int:
     """Write the handout with the `chosen` chapters to a new folder; returns the number of files."""
+    if place.exists() and not place.is_dir():
+        raise ValueError(f"{place} is a file; give a new folder.")
     place.mkdir(parents=True, exist_ok=True)
     if any(place.iterdir()):
         raise ValueError(f"{place} is not empty; give a new folder, so that nothing of an older handout stays.")

@@ -18,7 +18,7 @@ from types import ModuleType
 
 from exercises import book
 from exercises.book import Exercise
-from exercises.checker import definition, is_skeleton
+from exercises.checker import definitions, is_skeleton, parse
 
 REPOSITORY = book.FOLDER.parent
 WORK = REPOSITORY / "work"
@@ -36,15 +36,21 @@ class Source:
     path: Path
     code: str
     problems: list[str] = field(default_factory=list)  # sentences about cells that were left out
+    tree: ast.Module = field(init=False, repr=False)
+    definitions: dict[str, str] = field(init=False, repr=False)  # the code of each function and class
+
+    def __post_init__(self):
+        self.tree = parse(self.code)  # SyntaxError if it is not Python
+        self.definitions = definitions(self.code, self.tree)
 
     def defines(self, exercise: Exercise) -> str | None:
         """The code of the answer to an exercise, if there is one."""
-        return definition(self.code, exercise.function)
+        return self.definitions.get(exercise.function)
 
     def reads_the_checker(self) -> bool:
         """Whether the file imports more of this package than `check`, `hint` and what skeletons begin with."""
         names = []
-        for node in ast.walk(ast.parse(self.code)):
+        for node in ast.walk(self.tree):
             if isinstance(node, ast.Import):
                 names += [alias.name for alias in node.names]
             if isinstance(node, ast.ImportFrom):
@@ -59,20 +65,14 @@ def read_source(path: Path) -> Source:
         if path.stat().st_size > LARGEST:
             raise NoAnswer(f"{path} has more than {LARGEST:,} bytes; hand in the file without its outputs.")
         text = path.read_text(encoding="utf-8")
-        if path.suffix == ".ipynb":
-            return notebook_source(text, path)
-        ast.parse(text)
+        return notebook_source(text, path) if path.suffix == ".ipynb" else Source(path, text)
     except UnicodeDecodeError as error:
         raise NoAnswer(f"{path} is not UTF-8 text; save it as such.") from error
-    except (SyntaxError, ValueError) as error:
-        if isinstance(error, NoAnswer):
-            raise
-        line = getattr(error, "lineno", None)
-        where = f" in line {line}" if line else ""
-        raise NoAnswer(f"{path} cannot be read as Python{where}: {getattr(error, 'msg', error)}.") from error
+    except SyntaxError as error:
+        where = f" in line {error.lineno}" if error.lineno else ""
+        raise NoAnswer(f"{path} cannot be read as Python{where}: {error.msg}.") from error
     except OSError as error:
         raise NoAnswer(f"{path} cannot be read: {error.strerror}.") from error
-    return Source(path, text)
 
 
 def notebook_source(text: str, path: Path) -> Source:
@@ -80,15 +80,16 @@ def notebook_source(text: str, path: Path) -> Source:
     try:
         cells = json.loads(text)["cells"]
         sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise NoAnswer(f"{path} is not a notebook.") from error
     kept, problems = [], []
     for number, source in enumerate(sources, 1):
         lines = [line for line in source.splitlines() if not line.lstrip().startswith(("%", "!"))]
         try:
-            tree = ast.parse("\n".join(lines))
+            tree = parse("\n".join(lines))
         except SyntaxError as error:
-            problems.append(f"{path}: line {error.lineno} of code cell {number} is not Python: {error.msg}.")
+            where = f"line {error.lineno} of " if error.lineno else ""
+            problems.append(f"{path}: {where}code cell {number} is not Python: {error.msg}.")
             continue
         kept += [segment(lines, node) for node in tree.body if is_kept(node)]
     return Source(path, "\n\n".join(kept) + "\n", problems)
@@ -106,7 +107,7 @@ def is_constant(node: ast.stmt) -> bool:
         return False
     try:
         ast.literal_eval(node.value)
-    except ValueError:
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):  # all that it may raise
         return False
     return True
 

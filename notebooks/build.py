@@ -21,7 +21,7 @@ from pathlib import Path
 import jupytext
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellControlSignal, DeadKernelError
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell
 
@@ -101,7 +101,7 @@ def executed(path: Path) -> NotebookNode:
     )
     try:
         client.execute(env=os.environ | QUIET)
-    except CellExecutionError as error:
+    except (CellControlSignal, DeadKernelError) as error:  # an exception, a cell without end, a crash
         plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # without colours
         raise BuildError(f"{path.name}: {plain}") from error
     for number, cell in enumerate(notebook.cells, 1):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -38,7 +38,7 @@ class Lesson:
 
 SHORT = Lesson()
 LONG = Lesson(("describe",), side=84, things=2)
-ARMS = {"answers only": LONG, "all tokens": Lesson(("describe",), side=84, things=2, all_tokens=True)}
+ARMS = {"answers only": LONG, "all tokens": replace(LONG, all_tokens=True)}
 
 
 @cache
@@ -57,7 +57,7 @@ def new_model(seed: int, layers: int = 2) -> Qwen2VLForConditionalGeneration:
 
 
 def conversation(sample, with_answer: bool) -> list[dict]:
-    """A picture with one thing, the question, and the answer."""
+    """A picture, the question, and the answer."""
     content = [{"type": "image", "image": sample.images[0]}, {"type": "text", "text": sample.question}]
     answer = [{"role": "assistant", "content": sample.answer}] if with_answer else []
     return [{"role": "user", "content": content}, *answer]
@@ -71,11 +71,11 @@ def samples(lesson: Lesson, first: int, count: int) -> list:
 
 
 def training_batch(lesson: Lesson, step: int, seed: int = 0) -> BatchFeature:
-    """The batch of a step: the model's inputs, and labels in which only the answers count."""
+    """The batch of a step: the model's inputs, and labels (B, S) in which the answers count, or all tokens."""
     drawn = samples(lesson, 100_000 * seed + ROWS * step, ROWS)
     conversations = [conversation(sample, with_answer=True) for sample in drawn]
     inputs = processor().apply_chat_template(conversations, tokenize=True, return_dict=True)
-    is_padding = inputs["attention_mask"] == 0
+    is_padding = inputs["attention_mask"] == 0  # (B, S)
     everything = inputs["input_ids"].masked_fill(is_padding, -100)
     inputs["labels"] = everything if lesson.all_tokens else answer_labels(inputs["input_ids"])
     return inputs
@@ -84,9 +84,10 @@ def training_batch(lesson: Lesson, step: int, seed: int = 0) -> BatchFeature:
 def answer_labels(input_ids: torch.Tensor) -> torch.Tensor:
     """The ids (B, S) where the last message of each row answers, <|im_end|> included, and −100 elsewhere."""
     begins = processor().tokenizer.special_ids["<|im_start|>"]
-    place = torch.arange(input_ids.shape[1])
+    place = torch.arange(input_ids.shape[1])  # (S,)
     last_start = (place * (input_ids == begins)).amax(dim=1, keepdim=True)  # (B, 1)
-    answer = (place > last_start + 2) & (place < input_ids.shape[1] - 1)  # behind "assistant\n", before the newline
+    # The answer stands behind <|im_start|>, "assistant" and a newline; after its <|im_end|> there is one newline more.
+    answer = (place > last_start + 2) & (place < input_ids.shape[1] - 1)  # (B, S)
     return torch.where(answer, input_ids, -100)
 
 

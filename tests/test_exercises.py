@@ -101,7 +101,7 @@ def test_no_function_of_the_file_is_an_answer(exercise):
 def test_its_parts_are_complete(exercise):
     assert len(set(exercise.hints)) == 3 and all(len(hint) > 20 for hint in exercise.hints)
     assert 1 <= exercise.stars <= 3 and exercise.minutes > 0 and exercise.kind in book.KINDS
-    source = checker.definition(skeleton_file(exercise.chapter), exercise.function)
+    source = submissions.Source(Path("skeleton.py"), skeleton_file(exercise.chapter)).defines(exercise)
     assert len(inspect.getdoc(blank(exercise)) or "") > 60
     assert "->" in source.split(":\n")[0] or source.startswith("class ")  # typed
 
@@ -341,7 +341,10 @@ def test_a_broken_file_is_one_sentence(work, capsys, text, sentence):
         (["grade", "tests", "--only", "x"], "'x' names no chapters"),
         (["grade", "tests", "--only", "88"], "There are the chapters 01"),
         (["grade", "tests", "--seconds", "0"], "--seconds and --megabytes must be at least 1."),
+        (["grade", "tests", "--only", "1-3000000"], "'1-3000000' names no chapters"),
+        (["grade", "tests", "--json", "nowhere/at/all.json"], "is no place for a file"),
         (["handout", "tests"], "tests is not empty; give a new folder"),
+        (["handout", "README.md"], "README.md is a file; give a new folder."),
     ],
 )
 def test_bad_arguments_are_one_sentence(work, capsys, monkeypatch, arguments, sentence):
@@ -564,6 +567,57 @@ def test_a_submission_that_cannot_be_read_is_graded_all_the_same(tmp_path):
     results = grade(folder, tmp_path, "--only", "01")
     assert score(results) == 0
     assert "cannot be read as Python in line 1" in results["output"] and "is not a notebook" in results["output"]
+
+
+TOO_DEEP = {
+    "a long sum": "x = " + " + ".join(["1"] * 3000),
+    "many signs": "x = " + "-" * 50_000 + "1",
+    "many brackets": "x = " + "(" * 50_000,
+    "many attributes": "x = a" + ".b" * 5000,
+    "a null byte": "x = 1\0",
+}
+
+
+@pytest.mark.parametrize("code", TOO_DEEP.values(), ids=TOO_DEEP)
+def test_code_that_python_cannot_take_does_not_end_grading(tmp_path, code):
+    """The other file counts, and so do the other cells of a notebook."""
+    folder = tmp_path / "handed_in"
+    folder.mkdir()
+    (folder / "a.py").write_text(code, encoding="utf-8")
+    cells = [code, "x = {[1]: 2}", inspect.getsource(solution(book.find("1.2")))]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    nbformat.write(notebook, folder / "b.ipynb")
+    sources, problems = submissions.sources_in(folder)
+    assert [source.path.name for source in sources] == ["b.ipynb"]
+    assert len(problems) == 2 and "a.py cannot be read as Python" in problems[0] and "code cell 1" in problems[1]
+    assert sources[0].defines(book.find("1.2"))
+
+
+def test_an_answer_that_is_deep_but_can_be_read_is_no_skeleton():
+    source = "def patch_of_row(i, grid):\n    return " + " + ".join(["1"] * 900)
+    assert not checker.is_skeleton(source, book.find("1.2"))
+
+
+@each_exercise
+def test_none_and_nonsense_are_told_as_such(exercise):
+    """In every exercise, also where the checker looks at an answer in a way of its own."""
+    probes = list(exercise.probes)
+
+    def forgets(*args):
+        return None
+
+    message = checker.judge(exercise, probes, checker.run(forgets, exercise, probes)).message
+    assert "gave None. Is a `return` missing?" in message
+
+    class Strange:
+        def __repr__(self):
+            return "<strange>"
+
+    def strange(*args):
+        return Strange()
+
+    message = checker.judge(exercise, probes, checker.run(strange, exercise, probes)).message
+    assert message.startswith(f"{exercise.number} ✗ ") and "✓" not in message
 
 
 def test_gradescope_runs_it(tmp_path):

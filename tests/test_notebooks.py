@@ -73,10 +73,15 @@ def test_a_fault_of_ours_fails_the_official_check(number):
     assert re.search(r"^(import|from) transformers\b", whole, re.M) and re.search(r"^ *assert ", whole, re.M)
     first = [f"import sys; sys.path.insert(0, {str(REPOSITORY)!r})", "import qwen2vl_mini", BREAKS[number]]
     quiet = ["from notebooks import play", "play.show = lambda thing: None"]  # a stand-in has no source to show
-    script = "\n".join([*first, *quiet, *cells])
-    done = run("-c", script, cwd=build.FOLDER)
+    begins = [f"{cell}\nprint('cell', {i}, file=sys.stderr)" for i, cell in enumerate(cells)]
+    done = run("-c", "\n".join([*first, *quiet, *begins]), cwd=build.FOLDER)
     assert done.returncode == 1
-    assert "AssertionError" in done.stderr.splitlines()[-1] or "Mismatched elements" in done.stderr, done.stderr[-3000:]
+    assert "AssertionError" in done.stderr.splitlines()[-1], done.stderr[-3000:]
+    ended = int(re.findall(r"^cell (\d+)$", done.stderr, re.M)[-1])  # the last cell before the one that failed
+    official = min(
+        i for i, cell in enumerate(cells) if re.search(r"^(import|from) (transformers|tests\.official)", cell, re.M)
+    )
+    assert ended >= official - 1, "it failed before the official classes had a say"
 
 
 def test_check_notices_another_line_of_our_file(tmp_path):
