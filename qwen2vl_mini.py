@@ -39,9 +39,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 
 import weights_loader
-from qwen2vl_io import messages, options
+from qwen2vl_io import chat_templates, limits, messages, official_model, official_tokenizer, options
 from qwen2vl_io.boxes import draw_boxes, parse_boxes  # noqa: F401  (users import these two from here)
+from qwen2vl_io.generation_config import GenerationSettings
 from qwen2vl_io.messages import BatchFeature, MediaReader, media_kind, process_vision_info  # noqa: F401
+from qwen2vl_io.official_config import (
+    OfficialTextConfig,
+    OfficialVisionConfig,
+    OfficialWholeConfig,
+    takes_official_names,
+)
+from qwen2vl_io.official_processor import OfficialProcessor
 
 # ── 1 · Configurations ──────────────────────────────────────────────────────────────────────────────────────
 # In: the numbers of a checkpoint's config.json. Out: three dataclasses, one for each half of the model and
@@ -49,8 +57,9 @@ from qwen2vl_io.messages import BatchFeature, MediaReader, media_kind, process_v
 # Paper: table 1. Official: configuration_qwen2_vl.py.
 
 
+@takes_official_names
 @dataclass
-class Qwen2VLVisionConfig:
+class Qwen2VLVisionConfig(OfficialVisionConfig):
     """The vision tower, the same 665 M parameters in every released model."""
 
     depth: int = 32
@@ -63,8 +72,9 @@ class Qwen2VLVisionConfig:
     spatial_merge_size: int = 2  # 2×2 patches become one token: 28×28 pixels
 
 
+@takes_official_names
 @dataclass
-class Qwen2VLTextConfig:
+class Qwen2VLTextConfig(OfficialTextConfig):
     """The decoder: Qwen2 with M-RoPE."""
 
     vocab_size: int = 151936
@@ -84,9 +94,13 @@ class Qwen2VLTextConfig:
         return self.hidden_size // self.num_attention_heads
 
 
+@takes_official_names
 @dataclass
-class Qwen2VLConfig:
-    """Both halves, and the ids of the tokens that stand for pictures."""
+class Qwen2VLConfig(OfficialWholeConfig):
+    """Both halves, and the ids of the tokens that stand for pictures.
+
+    `from_dict` and `to_dict` (in qwen2vl_io/official_config.py) read and write the content of a config.json.
+    """
 
     text_config: Qwen2VLTextConfig = field(default_factory=Qwen2VLTextConfig)
     vision_config: Qwen2VLVisionConfig = field(default_factory=Qwen2VLVisionConfig)
@@ -95,40 +109,7 @@ class Qwen2VLConfig:
     vision_start_token_id: int = 151652
     vision_end_token_id: int = 151653
 
-    @classmethod
-    def from_dict(cls, content: dict) -> Qwen2VLConfig:
-        """From the content of a config.json: *flat* as released, or with a `text_config` of its own.
-
-        `weights_loader` refuses numbers that no model can be built with.
-        """
-        inner = weights_loader.inner_dict  # an object in an object; empty where there is none
-        text = content | inner(content, "text_config")
-        rope = inner(text, "rope_scaling") | inner(text, "rope_parameters")
-        weights_loader.check_kind(content, rope.get("rope_type", rope.get("type", "default")))
-
-        # M-RoPE goes by the presence of `mrope_section`, never by a type name: that changed between releases.
-        text["mrope_section"] = rope.get("mrope_section")
-        text["rope_theta"] = rope.get("rope_theta", text.get("rope_theta", 1e6))
-        tied = content.get("tie_word_embeddings") or text.get("tie_word_embeddings")
-        text["tie_word_embeddings"] = bool(tied)
-        vision = inner(content, "vision_config")
-        token_ids = {name: value for name, value in content.items() if name.endswith("_id")}
-
-        fields = weights_loader.config_fields  # those of a class, each number checked
-        text_config = Qwen2VLTextConfig(**fields(Qwen2VLTextConfig, text))
-        vision_config = Qwen2VLVisionConfig(**fields(Qwen2VLVisionConfig, vision, "vision_config."))
-        config = cls(text_config, vision_config, **fields(cls, token_ids))
-        weights_loader.check_config(config)
-        return config
-
-    @classmethod
-    def from_pretrained(cls, path: str | Path) -> Qwen2VLConfig:
-        """From a checkpoint's folder or its config.json."""
-        return cls.from_dict(weights_loader.read_json(weights_loader.config_file(path)))
-
-    def to_dict(self) -> dict:
-        """The content of a config.json in the released, flat layout."""
-        return weights_loader.config_to_dict(self)
+    from_pretrained = classmethod(weights_loader.load_config)  # from "tiny", a folder, a file or a Hub id
 
 
 # ── 2 · Pixels → patches ────────────────────────────────────────────────────────────────────────────────────
@@ -138,22 +119,22 @@ class Qwen2VLConfig:
 #     size = smart_resize(image.height, image.width)        # 1: (height, width), multiples of 28
 #     pixels = image_processor.pixels_of(image, size)       # 2: (3, height, width), resized and normalised
 #     patches, grid = patchify(pixels[None])                # 3: (N, 1176) and (t, h, w)
-# Paper 2.1. Official: image_processing_pil_qwen2_vl.py and image_processing_qwen2_vl.py; the rounding rules
-# come from qwen-vl-utils' vision_process.py.
+# Paper 2.1. Official: image_processing_pil_qwen2_vl.py and image_processing_qwen2_vl.py.
 
-MIN_PIXELS = 4 * 28 * 28  # the defaults when a checkpoint says nothing
-MAX_PIXELS = 1280 * 28 * 28
+MIN_PIXELS = limits.Default(4 * 28 * 28)  # if no file says one; defaults give way to a user's limits
+MAX_PIXELS = limits.Default(1280 * 28 * 28)
 
 
 def smart_resize(
     height: int, width: int, factor: int = 28, min_pixels: int = MIN_PIXELS, max_pixels: int = MAX_PIXELS
 ) -> tuple[int, int]:
     """The size to resize a picture to: both sides multiples of `factor`, the area within the limits."""
-    options.check_sizes(height, width, min_pixels, max_pixels)  # no side of 0, no shape longer than 200:1
+    min_pixels, max_pixels = limits.checked(height, width, min_pixels, max_pixels)  # nothing over 200:1
 
     # Python's round() goes to the even neighbour (70 / 28 = 2.5 → 2), C's does not: other ports differ here.
-    new_height = max(factor, round(height / factor) * factor)
-    new_width = max(factor, round(width / factor) * factor)
+    # Under 14 it gives 0, and both sides grow below. (qwen-vl-utils takes 28: 5×113 → 28×112, not 28×280.)
+    new_height = round(height / factor) * factor
+    new_width = round(width / factor) * factor
 
     # Too large or too small an area: scale both sides by the same number, so that the shape is kept.
     if new_height * new_width > max_pixels:
@@ -165,8 +146,7 @@ def smart_resize(
         new_height = math.ceil(height * grow / factor) * factor
         new_width = math.ceil(width * grow / factor) * factor
 
-    options.check_area(new_height, new_width)
-    return new_height, new_width
+    return limits.checked_size(new_height, new_width)
 
 
 def patchify(
@@ -178,10 +158,9 @@ def patchify(
     next to each other, so that the merger can later join them by a plain reshape. A last odd frame is
     repeated; a still picture is one frame, seen twice.
     """
+    options.check_frames(frames, patch_size * merge_size)
     missing = -len(frames) % temporal_patch_size
-    if missing:
-        repeated = frames[-1:].expand(missing, -1, -1, -1)
-        frames = torch.cat([frames, repeated])
+    frames = torch.cat([frames, frames[-1:].repeat(missing, 1, 1, 1)])
 
     T, channels, height, width = frames.shape
     t = T // temporal_patch_size
@@ -201,7 +180,7 @@ def unpatchify(
     patches: Tensor, grid: tuple, patch_size: int = 14, temporal_patch_size: int = 2, merge_size: int = 2
 ) -> Tensor:
     """The inverse of `patchify`: patches (N, 1176) → frames (T, 3, height, width)."""
-    t, h, w = grid
+    t, h, w = options.checked_grid(patches, grid, patch_size, temporal_patch_size, merge_size)
     which = (t, h // merge_size, w // merge_size, merge_size, merge_size)
     content = (-1, temporal_patch_size, patch_size, patch_size)
     x = patches.reshape(*which, *content)  # (t, h/2, w/2, 2, 2 | 3, 2, 14, 14)
@@ -209,6 +188,7 @@ def unpatchify(
     return x.reshape(t * temporal_patch_size, -1, h * patch_size, w * patch_size)
 
 
+@takes_official_names
 @dataclass
 class Qwen2VLImageProcessor(MediaReader):
     """Pictures and clips → the rows of `pixel_values`, each at its own size.
@@ -228,33 +208,32 @@ class Qwen2VLImageProcessor(MediaReader):
     merge_size: int = 2
     image_mean: tuple = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, of RGB in 0..1
     image_std: tuple = (0.26862954, 0.26130258, 0.27577711)
-    video_min_pixels: int = 128 * 28 * 28  # of a frame
-    video_max_pixels: int = 768 * 28 * 28
-    video_total_pixels: int = 24576 * 28 * 28  # of a clip, a pair of frames counted once
+    video_min_pixels: int = limits.Default(128 * 28 * 28)  # of a frame
+    video_max_pixels: int = limits.Default(768 * 28 * 28)
+    video_total_pixels: int = limits.Default(24576 * 28 * 28)  # of a clip, a pair of frames counted once
 
     @classmethod
+    @options.renamed(pretrained_model_name_or_path="name")
     def from_pretrained(cls, name: str | Path, **overrides) -> Qwen2VLImageProcessor:
         """From a checkpoint's preprocessor_config.json; `overrides` (`max_pixels`, say) win over it."""
         return cls(**weights_loader.processor_options(name, cls, overrides))
 
-    def to_dict(self) -> dict:
-        """The content of a preprocessor_config.json."""
-        return weights_loader.processor_to_dict(self)
-
     def target_size(self, height: int, width: int, min_pixels=None, max_pixels=None) -> tuple[int, int]:
         """The (height, width) in pixels at which the tower will see a picture."""
-        cell = self.patch_size * self.merge_size  # pixels along one side of a token
-        return smart_resize(height, width, cell, min_pixels or self.min_pixels, max_pixels or self.max_pixels)
+        low = min_pixels or self.min_pixels
+        high = max_pixels or self.max_pixels
+        return limits.resized(smart_resize, height, width, self.patch_size * self.merge_size, low, high)
 
     def frame_size(
         self, num_frames: int, height: int, width: int, min_pixels=None, max_pixels=None, total_pixels=None
     ) -> tuple[int, int]:
         """The same for the frames of a clip: the more there are, the smaller each (qwen-vl-utils' rule)."""
-        min_pixels = min_pixels or self.video_min_pixels
-        total_pixels = total_pixels or self.video_total_pixels
-        share = total_pixels / num_frames * self.temporal_patch_size  # of one frame
-        limit = max(min(self.video_max_pixels, share), int(1.05 * min_pixels))
-        return self.target_size(height, width, min_pixels, max_pixels or limit)
+        low = min_pixels or self.video_min_pixels
+        high = max_pixels or self.video_max_pixels
+        total = total_pixels or self.video_total_pixels
+        pairs = math.ceil(num_frames / self.temporal_patch_size)  # an odd last frame is repeated
+        high = limits.of_frame(low, high, total, pairs)  # total / pairs, with its bounds
+        return limits.within(self.target_size(height, width, low, high), total, pairs)
 
     def num_tokens(self, num_frames: int, height: int, width: int) -> int:
         """The visual tokens of frames that already have the tower's size; a picture is one frame."""
@@ -294,6 +273,7 @@ class Qwen2VLImageProcessor(MediaReader):
         return (pixels - mean * 255) / (std * 255)
 
 
+@takes_official_names
 @dataclass
 class Qwen2VLImageProcessorFast(Qwen2VLImageProcessor):
     """The same with the resampling of transformers' default ("fast") processor."""
@@ -311,41 +291,42 @@ class Special(str):
     """A piece of a prompt that *we* wrote as a control token. The same letters, typed, are a plain str."""
 
 
-class Qwen2VLTokenizer:
+class Qwen2VLTokenizer(official_tokenizer.OfficialTokenizer):
     """Byte-level BPE. Plain text never becomes a control token; only `Special` pieces do."""
 
     def __init__(self, file: str | Path):
-        self.bpe = weights_loader.read_tokenizer(file)
+        self.bpe = official_tokenizer.read_tokenizer(file)
         added = self.bpe.get_added_tokens_decoder()
         self.special_ids = {token.content: token_id for token_id, token in added.items() if token.special}
         messages.check_control_tokens(file, self.special_ids)
-        self.pad_token_id = self.special_ids["<|endoftext|>"]
+        self.settle(file)  # which token pads and which ends: <|endoftext|>, <|im_end|>
 
     def split(self, text: str) -> list[str]:
         """A text you trust → its pieces, with every special token in it marked as such."""
         pieces = re.split("(" + "|".join(map(re.escape, self.special_ids)) + ")", text)
         return [Special(piece) if piece in self.special_ids else piece for piece in pieces]
 
-    def encode(self, pieces: list[str] | str) -> list[int]:
-        """Pieces → ids. Neighbouring texts are joined first, since BPE may merge across their border."""
+    def encode(self, pieces: list[str] | str, **asked) -> list[int]:
+        """Pieces → ids. Neighbouring texts are joined first, since BPE may merge across their border.
+
+        `asked`: options of the official call, such as `return_tensors="pt"`.
+        """
         self.bpe.encode_special_tokens = True  # a typed "<|im_end|>" is ten characters; a copy forgets it
-        if isinstance(pieces, str):
-            pieces = [pieces]
         ids = []
-        for kind, run in groupby(pieces, type):
+        for kind, run in groupby(self.as_pieces(pieces), type):
             if kind is Special:
                 ids += [self.special_ids[piece] for piece in run]
             else:
                 ids += self.bpe.encode("".join(run), add_special_tokens=False).ids
-        return ids
+        return self.as_asked(ids, **asked)
 
-    def decode(self, ids, skip_special_tokens=False, clean_up_tokenization_spaces=False) -> str:
-        """Ids → text. (`clean_up_tokenization_spaces` is the official call's; BPE has no use for it.)"""
-        return self.bpe.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+    @official_tokenizer.takes_any_ids
+    def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
+        """Ids → text."""
+        return self.bpe.decode(ids, skip_special_tokens=skip_special_tokens)
 
-    def batch_decode(self, rows, **how) -> list[str]:
-        """One text for each row of ids."""
-        return [self.decode(row, **how) for row in rows]
+    from_pretrained = classmethod(weights_loader.load_tokenizer)
+    apply_chat_template = weights_loader.apply_chat_template  # of a conversation without pictures
 
 
 def render_chat(
@@ -411,23 +392,20 @@ def pad_left(prompts: list[list[int]], pad_token_id: int) -> tuple[Tensor, Tenso
     return torch.tensor(input_ids).long(), torch.tensor(attention_mask).long()
 
 
+@takes_official_names
 @dataclass
-class Qwen2VLProcessor:
+class Qwen2VLProcessor(OfficialProcessor):
     """Conversations with pictures → the tensors that the model takes, and ids → text."""
 
     image_processor: Qwen2VLImageProcessor
     tokenizer: Qwen2VLTokenizer
     chat_template: str | None = None
 
-    def __post_init__(self):
-        self.decode = self.tokenizer.decode
-        self.batch_decode = self.tokenizer.batch_decode
-        self.media_patches = self.image_processor.media_patches
-
     @classmethod
-    def from_pretrained(cls, name: str | Path, **image_options) -> Qwen2VLProcessor:
+    @options.renamed(pretrained_model_name_or_path="name")
+    def from_pretrained(cls, name: str | Path, **asked) -> Qwen2VLProcessor:
         """From a folder, "tiny" or a Hub id; options such as `max_pixels` win over the checkpoint's."""
-        folder = weights_loader.find_checkpoint(name)
+        folder, image_options = weights_loader.find_words(name, asked)
         image_processor = Qwen2VLImageProcessor.from_pretrained(folder, **image_options)
         tokenizer = Qwen2VLTokenizer(folder / "tokenizer.json")
         return cls(image_processor, tokenizer, weights_loader.read_chat_template(folder))
@@ -449,7 +427,7 @@ class Qwen2VLProcessor:
         `resized_height` with `resized_width` (pixels), `fps` or `nframes`, `video_start`, `video_end` (s);
         all are in qwen2vl_io/options.py. Plain text never becomes a control token.
         """
-        messages.check_template(self.chat_template)
+        chat_templates.check_template(self.chat_template, render_chat)
         asked = options.call_options(asked)
         conversations, is_single = messages.as_conversations(conversation)
         prompts = [render_chat(chat, add_generation_prompt, add_vision_id) for chat in conversations]
@@ -827,8 +805,11 @@ class KVCache:
         end = self.length + k.shape[2]
         if end > self.data.shape[4]:  # a longer chat than planned: at least double the room
             self.data = F.pad(self.data, (0, 0, 0, end))
-        self.data[layer, 0, :, :, self.length : end] = k
-        self.data[layer, 1, :, :, self.length : end] = v
+        past_k, past_v = self.data[layer, :, :, :, : self.length]  # (B, Hkv, length, D) each
+        self.data[layer, 0, :, :, self.length : end] = k.detach()
+        self.data[layer, 1, :, :, self.length : end] = v.detach()
+        if torch.is_grad_enabled():  # what is new keeps its gradient
+            return torch.cat([past_k, k], dim=2), torch.cat([past_v, v], dim=2)
         return self.data[layer, 0, :, :, :end], self.data[layer, 1, :, :, :end]
 
     def advance(self, input_ids: Tensor, position_ids: Tensor, pads: list[int], mask: Tensor | None) -> None:
@@ -943,7 +924,7 @@ class Decoder(nn.Module):
 
 
 @dataclass
-class Qwen2VLOutput:
+class Qwen2VLOutput(official_model.OfficialOutput):
     """What a forward pass gives; fields that were not asked for are None."""
 
     last_hidden_state: Tensor | None = None  # (B, Q, C)
@@ -965,7 +946,7 @@ def left_padding(attention_mask: Tensor | None, rows: int) -> list[int]:
     return torch.where(mask.any(dim=1), mask.int().argmax(dim=1), mask.shape[1]).tolist()  # (B,)
 
 
-class Qwen2VLModel(nn.Module):
+class Qwen2VLModel(official_model.OfficialModel):
     """Tower and decoder, joined: visual tokens take the places of <|image_pad|> and <|video_pad|>."""
 
     def __init__(self, config: Qwen2VLConfig, attn_implementation: str = "sdpa"):
@@ -974,20 +955,24 @@ class Qwen2VLModel(nn.Module):
         self.attn_implementation = attn_implementation
         self.visual = VisionTower(config.vision_config)
         self.model = Decoder(config.text_config)
+        official_model.initialise(self)  # random weights, until others are loaded
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, attn_implementation: str = "sdpa", **where):
+    @options.renamed(pretrained_model_name_or_path="name")
+    def from_pretrained(cls, name: str | Path, **asked):
         """A model with a checkpoint's weights, in eval() mode; `name` is "tiny", a folder or a Hub id.
 
-        `where`: `dtype` and `device` (or `torch_dtype` and `device_map`), both "auto" by default.
+        `asked`: `dtype` and `device` (or `torch_dtype` and `device_map`), both "auto" by default, and
+        `attn_implementation`; the rest of the official options is in qwen2vl_io/official_loading.py.
         """
-        device, dtype = weights_loader.placement(**where)
-        folder = weights_loader.find_checkpoint(name, weights=True)
-        config = Qwen2VLConfig.from_pretrained(folder)
+        plan = weights_loader.plan_loading(name, asked)
+        config = Qwen2VLConfig.from_pretrained(plan.folder)
         with torch.device("meta"):  # modules with shapes but without memory
-            model = cls(config, attn_implementation)
-        weights_loader.put_weights(model, folder, device, dtype)  # each parameter once, straight to its place
+            model = cls(config, plan.attention)
+        weights_loader.put_weights(model, plan.folder, plan.device, plan.dtype)  # each once, to its place
         return model.eval()
+
+    save_pretrained = weights_loader.save_model  # weights and config.json; the processor saves its own files
 
     @property
     def device(self) -> torch.device:
@@ -1007,18 +992,18 @@ class Qwen2VLModel(nn.Module):
         options.check_attention(name, ATTENTION)
         self.attention = ATTENTION[name]
 
-    @options.renamed(past_key_values="cache")
+    @official_model.official_forward(KVCache)
     def forward(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
         pixel_values: Tensor | None = None,
         pixel_values_videos: Tensor | None = None,
         image_grid_thw: Tensor | None = None,
         video_grid_thw: Tensor | None = None,
         cache: KVCache | None = None,
-        mm_token_type_ids: Tensor | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> Qwen2VLOutput:
@@ -1026,14 +1011,15 @@ class Qwen2VLModel(nn.Module):
 
         `attention_mask` (B, Q) marks padding with 0, on the left or on the right. With a `cache` the ids
         continue what it holds (text or media), and need no mask. `position_ids` (3, B, Q) are worked out if
-        not given. `mm_token_type_ids` says nothing that the ids do not; it is not used.
+        not given. `inputs_embeds` (B, Q, C) take the place of the ids' own embeddings.
         """
         continues = cache is not None and cache.length > 0
         decoding = continues and input_ids.shape[1] == 1  # the id just chosen
         images = (self.config.image_token_id, pixel_values, image_grid_thw)
         videos = (self.config.video_token_id, pixel_values_videos, video_grid_thw)
         messages.check_inputs(input_ids, attention_mask, images, videos, self.config.vision_config, cache)
-        x = self.embed(input_ids, images, videos)  # (B, Q, C)
+        x = self.model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (B, Q, C)
+        x = self.put_media(x, input_ids, images, videos)
 
         mask = None if continues else attention_mask  # only a first turn is padded; the cache knows how
         pads = cache.pads if continues else left_padding(mask, len(input_ids))
@@ -1051,12 +1037,11 @@ class Qwen2VLModel(nn.Module):
             cache.advance(input_ids, position_ids, pads, mask)
         return Qwen2VLOutput(x, cache, position_ids, states and tuple(states), maps and tuple(maps))
 
-    def embed(self, input_ids: Tensor, images: tuple, videos: tuple) -> Tensor:
-        """Ids (B, Q) → embeddings (B, Q, C), in which visual tokens have replaced those of the placeholders.
+    def put_media(self, x: Tensor, input_ids: Tensor, images: tuple, videos: tuple) -> Tensor:
+        """Visual tokens take the places of the placeholders' embeddings in x (B, Q, C), those of ids (B, Q).
 
         `images` and `videos`: the placeholder's id, the pixels (N, 1176) or None, their grids (·, 3).
         """
-        x = self.model.embed_tokens(input_ids)  # (B, Q, C)
         for placeholder, pixels, grid_thw in (images, videos):
             if pixels is not None:
                 is_placeholder = (input_ids == placeholder)[..., None]  # (B, Q, 1), true M times
@@ -1064,13 +1049,14 @@ class Qwen2VLModel(nn.Module):
                 x = x.masked_scatter(is_placeholder, visual_tokens.to(x.dtype))  # in order
         return x
 
+    @official_model.checks_pixels
     def get_image_features(self, pixel_values: Tensor, image_grid_thw: Tensor) -> tuple[Tensor, ...]:
         """What the decoder is given for each picture: visual tokens (M, C), row by row."""
         visual_tokens = self.visual(pixel_values, image_grid_thw, self.attention)  # of all pictures: (M, C)
         counts = image_grid_thw.prod(dim=1) // self.config.vision_config.spatial_merge_size**2
         return visual_tokens.split(counts.tolist())
 
-    get_video_features = get_image_features  # to the tower, a clip is pictures one after the other
+    rope_index = staticmethod(get_rope_index)
 
 
 # ── 9 · Generation ──────────────────────────────────────────────────────────────────────────────────────────
@@ -1120,21 +1106,24 @@ def choose(logits: Tensor, seen: Tensor, settings: dict, generator: torch.Genera
 class Qwen2VLForConditionalGeneration(Qwen2VLModel):
     """The model with its output matrix: logits, loss, generation."""
 
+    generation_config = GenerationSettings()  # what the checkpoint's generation_config.json says, a dict
+
     def __init__(self, config: Qwen2VLConfig, attn_implementation: str = "sdpa"):
         super().__init__(config, attn_implementation)
         text = config.text_config
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        official_model.initialise(self.lm_head)
         if text.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
-        self.generation_config: dict = {}  # what the checkpoint's generation_config.json says
 
-    def forward(self, input_ids: Tensor, *args, labels=None, logits_to_keep=0, **kwargs) -> Qwen2VLOutput:
+    @official_model.official_forward(like=Qwen2VLModel.forward)
+    def forward(self, labels: Tensor | None = None, logits_to_keep=0, **inputs) -> Qwen2VLOutput:
         """As `Qwen2VLModel.forward`, plus logits (B, Q, V) and, with `labels` (B, Q), the loss.
 
         `logits_to_keep`: an int keeps the logits of that many last places only (0: all), a tensor those of
         the places it names. `labels` are the ids themselves, shifted here; −100 marks what does not count.
         """
-        output = super().forward(input_ids, *args, **kwargs)
+        output = super().forward(**inputs)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         output.logits = self.lm_head(output.last_hidden_state[:, keep])  # (B, kept, V); -0 keeps all
         if labels is not None:
@@ -1147,7 +1136,7 @@ class Qwen2VLForConditionalGeneration(Qwen2VLModel):
         ids = self.generation_config.get("eos_token_id", []) if eos_token_id is None else eos_token_id
         return [ids] if isinstance(ids, int) else list(ids)
 
-    @options.renamed(past_key_values="cache")
+    @official_model.official_generation
     @torch.no_grad()
     def generate_steps(
         self,
@@ -1188,6 +1177,7 @@ class Qwen2VLForConditionalGeneration(Qwen2VLModel):
             input_ids = next_ids[:, None]  # (B, 1): from now on one id at a time, the cache has all before it
             inputs = {}
 
+    @official_model.with_streamer
     def generate(self, input_ids: Tensor, **asked) -> Tensor:
         """The prompt and its continuation, (B, S + new); options as for `generate_steps`."""
         new_ids = [ids[:, None] for ids in self.generate_steps(input_ids, **asked)]  # (B, 1) each
@@ -1195,5 +1185,6 @@ class Qwen2VLForConditionalGeneration(Qwen2VLModel):
 
     def stream(self, tokenizer, input_ids: Tensor, skip_special_tokens=True, **asked) -> Iterator[str]:
         """Yield the answer to one prompt (B = 1) as pieces of text, as soon as they are whole characters."""
+        official_model.check_one_row(input_ids, "stream()")
         new_ids = (int(ids[0]) for ids in self.generate_steps(input_ids, **asked))
         return messages.whole_characters(new_ids, tokenizer, skip_special_tokens)

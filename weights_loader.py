@@ -8,53 +8,49 @@ their place: there is never a second copy of the model in memory.
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import os
 import platform
 import re
 import timeit
-from dataclasses import asdict, fields
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import NamedTuple, get_type_hints
+from typing import NamedTuple
 
-import tokenizers
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import qwen2vl_io
-from qwen2vl_io.options import is_number
+from qwen2vl_io import foreign, official_processor, official_tokenizer, savable
+from qwen2vl_io.files import folder_to_write, plain_file, read_json, write_files
+from qwen2vl_io.generation_config import GenerationConfig
+from qwen2vl_io.official_loading import FOR_WORDS, HUB, model_options, one_device, take_hub_options
+from qwen2vl_io.official_names import did_you_mean
+from qwen2vl_io.official_processor import processor_to_dict, read_chat_template  # noqa: F401  (known from here)
+from qwen2vl_io.options import is_number, renamed
+from qwen2vl_io.savable import DTYPES, EMBEDDING, HEAD, INDEX, WEIGHTS, some_of
 from qwen2vl_io.sentences import shorten, shown
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-HEAD = "lm_head.weight"
-EMBEDDING = "model.embed_tokens.weight"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)  # org/name
 SHARD_NAME = re.compile(r"[\w-][\w.-]{0,199}\.safetensors", re.ASCII)  # no separators: it stays in its folder
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 STORED_DTYPES = ("BF16", "F16", "F32", "F64")  # safetensors' names
 BFLOAT16_GAIN = 1.2  # how many times faster bfloat16 must be on a CPU before "auto" gives up float32's digits
-MAX_TEXT_BYTES = 32 * 2**20  # of a JSON file: the largest there is, tokenizer.json, has 11 MB
-LARGEST = 10**7  # of any number in a config.json that is not in this table; no library stumbles over such numbers
-LIMITS = {
-    **{"num_hidden_layers": (1, 1000), "depth": (1, 1000), "mlp_ratio": (0.25, 100)},
-    **{"patch_size": (1, 100), "temporal_patch_size": (1, 100), "spatial_merge_size": (1, 10)},
-    **{"rms_norm_eps": (1e-20, 1), "rope_theta": (1, 1e12)},
-}
 
 
-def find_checkpoint(name: str | Path, weights: bool = False) -> Path:
+def find_checkpoint(name: str | Path, weights: bool = False, subfolder: str | None = None, **hub) -> Path:
     """The folder of a checkpoint: "tiny" (bundled), a folder, or a Hub id `org/name`, which is downloaded once.
 
     From the Hub come the small files, and the weights (gigabytes) with `weights=True` only. HF_HOME, HF_ENDPOINT,
-    HF_TOKEN and HF_HUB_OFFLINE mean what they mean everywhere. Raises FileNotFoundError or ValueError.
+    HF_TOKEN and HF_HUB_OFFLINE mean what they mean everywhere. `hub`: `revision`, `cache_dir`, `token`,
+    `force_download` and `local_files_only`, for a Hub id. Raises FileNotFoundError or ValueError.
     """
+    if subfolder:
+        inner = find_checkpoint(name, weights, **hub, inside=subfolder) / subfolder
+        if not inner.is_dir():
+            raise FileNotFoundError(f"{shorten(repr(str(name)))} has no folder {shown(subfolder)} in it.")
+        return inner
     if not isinstance(name, str | os.PathLike):
         raise ValueError(f'A checkpoint is "tiny", a folder or a Hub id (org/name), not {shown(name)}.')
     if name == "tiny":
@@ -68,12 +64,15 @@ def find_checkpoint(name: str | Path, weights: bool = False) -> Path:
     except OSError:  # a name too long for the system, or a folder that is closed to us
         exists = False
     if exists:
-        raise ValueError(f"{shorten(folder)} is a file; pass the folder it is in.")
+        kind = " of llama.cpp; get the model's safetensors files and" if folder.suffix.lower() == ".gguf" else ";"
+        raise ValueError(f"{shorten(folder)} is a file{kind} pass the folder it is in.")
     if not isinstance(name, str) or not HUB_ID.fullmatch(name):
         raise FileNotFoundError(
             f"{shorten(repr(str(name)))}: no such folder and not a Hub id, which looks like org/name."
         )
-    return download(name, ["*.json", "*.jinja", "*.txt"] + ["*.safetensors"] * weights)
+    inside = hub.pop("inside", None)
+    patterns = ["*.json", "*.jinja", "*.txt"] + ["*.safetensors"] * weights
+    return download(name, [f"{inside}/{pattern}" if inside else pattern for pattern in patterns], **hub)
 
 
 def bundled_checkpoint() -> Path:
@@ -87,8 +86,11 @@ def bundled_checkpoint() -> Path:
     raise FileNotFoundError(f"The bundled checkpoint is not in {homes[0] / 'checkpoints' / 'tiny'}: install again.")
 
 
-def download(name: str, patterns: list[str]) -> Path:
-    """The files of a Hub model that match, in the Hub's own cache. Every failure becomes one sentence (ValueError)."""
+def download(name: str, patterns: list[str], **hub) -> Path:
+    """The files of a Hub model that match, in the Hub's own cache. Every failure becomes one sentence (ValueError).
+
+    `hub`: further options of huggingface_hub's `snapshot_download`.
+    """
     import huggingface_hub  # slow to import, and only needed here
     from huggingface_hub import constants, errors
 
@@ -96,15 +98,19 @@ def download(name: str, patterns: list[str]) -> Path:
         return shorten((str(error).strip() or type(error).__name__).splitlines()[0])
 
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, **hub))
     except errors.GatedRepoError:  # before the next one, of whose kind it is
         problem = f"wants its terms accepted: do so at {constants.ENDPOINT}/{name}, then set HF_TOKEN to your token."
+    except errors.RevisionNotFoundError:
+        problem = f"has no revision {shown(hub.get('revision'))}: name one of its branches, tags or commits."
     except errors.RepositoryNotFoundError:
         problem = f"is neither a folder here nor a model at {constants.ENDPOINT}; if it is private, set HF_TOKEN."
     except errors.LocalEntryNotFoundError as error:
         why = reason(error.__cause__ or error)
         problem = f"is not in the cache, and {constants.ENDPOINT} does not send it ({why}): check the connection."
-        if constants.HF_HUB_OFFLINE:
+        if hub.get("local_files_only"):
+            problem = "is not (completely) in the cache, and local_files_only forbids a download: leave it out once."
+        elif constants.HF_HUB_OFFLINE:
             problem = "is not (completely) in the cache, and HF_HUB_OFFLINE forbids to download it: unset it once."
     except Exception as error:  # whatever else the network, the server or the disk come up with
         problem = f"could not be downloaded ({reason(error)}); run it again, finished files are kept."
@@ -113,186 +119,25 @@ def download(name: str, patterns: list[str]) -> Path:
     raise ValueError(f"{name!r} {problem}") from None
 
 
-def plain_file(path: str | Path, max_bytes: float = float("inf")) -> Path:
-    """The path of an ordinary file of bounded size. Others are not opened: a pipe may block, a device never ends."""
-    path = Path(path)
-    try:
-        size = path.stat().st_size if path.is_file() else None
-    except OSError:  # a name too long for the system, or a folder that is closed to us
-        size = None
-    if size is None:
-        raise FileNotFoundError(f"{shorten(path)} is missing, or not an ordinary file: get that file too.")
-    if size > max_bytes:
-        raise ValueError(f"{shorten(path)} has {size:,} bytes, more than {max_bytes:,}: it cannot be what it is named.")
-    return path
-
-
-def read_text(path: Path) -> str:
-    """The text of a small file; errors name the file."""
-    try:
-        return plain_file(path, MAX_TEXT_BYTES).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{shorten(path)} is not valid JSON or Jinja, which are UTF-8 ({error}).") from None
-    except PermissionError:
-        raise ValueError(f"{shorten(path)} cannot be opened; check its permissions.") from None
-
-
-def read_json(path: Path) -> dict:
-    """A JSON object from a file; errors name the file."""
-    text = read_text(path)
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{shorten(path)} is not valid JSON ({error}).") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{shorten(path)} should hold a JSON object, not a {type(content).__name__}.")
-    return content
-
-
 def config_file(path: str | Path) -> Path:
     """A checkpoint's folder, or its config.json → the latter."""
     path = Path(path)
     if path.is_dir() and not (path / "config.json").exists():
-        raise FileNotFoundError(f"{path} has no config.json: it is not the folder of a checkpoint.")
+        raise FileNotFoundError(f"{shorten(path)} {foreign.folder_without_config(path)}.")
     return path / "config.json" if path.is_dir() else path
 
 
-def inner_dict(d: dict, name: str, file: str | Path = "config.json") -> dict:
-    """The object in an object of a JSON file, empty where there is none."""
-    inner = d.get(name)
-    if not isinstance(inner, dict | None):
-        raise ValueError(f"{shorten(file)}: {name} = {shown(inner)} should be a JSON object.")
-    return inner or {}
+@renamed(pretrained_model_name_or_path="name")
+def load_config(cls: type, name: str | Path, **asked):
+    """A configuration of class `cls` from a checkpoint ("tiny", a folder, its config.json, or a Hub id).
 
-
-def config_fields(kind: type, values: dict, part: str = "") -> dict:
-    """The values for fields of a configuration. Each is checked: it decides how much is built, or how often."""
-    chosen = {name: values[name] for name in get_type_hints(kind) if name in values}
-    for name, value in chosen.items():
-        number = get_type_hints(kind)[name]
-        wanted = None
-        if number in (int, float):
-            limits = LIMITS.get(name, (0 if name.endswith("_id") else 1, LARGEST))
-            if not is_number(value, number, *limits):
-                wanted = f"a {'whole ' * (number is int)}number from {limits[0]} to {limits[1]}"
-        elif name == "mrope_section" and value is not None:
-            three = value if isinstance(value, list | tuple) and len(value) == 3 else [None]
-            if not all(is_number(pairs, int, 1, LARGEST) for pairs in three):
-                wanted = "three whole numbers above zero"
-        if wanted:
-            raise ValueError(f"config.json: {part}{name} = {shown(value)} should be {wanted}.")
-    return chosen
-
-
-def check_kind(content: dict, rope_type: str) -> None:
-    """Refuse a config.json of another model, and what no released Qwen2-VL uses."""
-    if content.get("model_type") != "qwen2_vl":
-        kind = shown(content.get("model_type"))
-        raise ValueError(f"config.json describes a {kind} model; this is for 'qwen2_vl' only.")
-    sliding = (content | inner_dict(content, "text_config")).get("use_sliding_window")
-    if rope_type not in ("default", "mrope") or sliding or content.get("quantization_config"):
-        raise ValueError("config.json asks for a sliding window, quantised weights or scaled RoPE: not supported.")
-
-
-def check_config(config) -> None:
-    """The numbers of a Qwen2VLConfig must fit each other, or its modules cannot be built."""
-    text = config.text_config
-    vision = config.vision_config
-    for name, whole, part in (
-        ("hidden_size / num_attention_heads", text.hidden_size, text.num_attention_heads),
-        ("num_attention_heads / num_key_value_heads", text.num_attention_heads, text.num_key_value_heads),
-        ("vision embed_dim / (4 · num_heads)", vision.embed_dim, 4 * vision.num_heads),
-    ):
-        if whole % part:
-            raise ValueError(f"config.json: {name} = {whole} / {part} is not a whole number.")
-
-    pairs = text.head_dim // 2 if text.mrope_section is None else sum(text.mrope_section)  # rotary pairs of a head
-    if 2 * pairs != text.head_dim:
-        raise ValueError(f"config.json: mrope_section {text.mrope_section} must add up to {text.head_dim} / 2.")
-    if vision.hidden_size != text.hidden_size:
-        raise ValueError(f"config.json: the merger's {vision.hidden_size} channels are not {text.hidden_size}.")
-
-
-def config_to_dict(config) -> dict:
-    """The content of a config.json in the released, flat layout."""
-    d = {"architectures": ["Qwen2VLForConditionalGeneration"], "model_type": "qwen2_vl", "hidden_act": "silu"}
-    d |= asdict(config)
-    d |= d.pop("text_config")
-    section = d.pop("mrope_section")
-    if section:
-        d["rope_scaling"] = {"type": "mrope", "mrope_section": list(section)}
-    d["vision_config"] |= {"model_type": "qwen2_vl", "hidden_act": "quick_gelu", "in_chans": 3}
-    return d
-
-
-def processor_options(name: str | Path, kind: type, overrides: dict) -> dict:
-    """The fields of an image processor of class `kind`: a checkpoint's, then `overrides` that are not None.
-
-    `min_pixels` and `max_pixels` asked for hold for pictures and for frames.
+    Its values among `asked` win over the file's.
     """
-    known = {field.name for field in fields(kind)}
-    options = {}
-    folder = find_checkpoint(name)
-    unknown = overrides.keys() - known
-    if unknown:
-        raise ValueError(f"The option {shown(min(unknown))} is unknown; known are {', '.join(sorted(known))}.")
-    video_file = folder / "video_preprocessor_config.json"
-    limits = ("min_pixels", "max_pixels")
-    for prefix, path in (("", folder / "preprocessor_config.json"), ("video_", video_file)):
-        d = read_json(path) if not prefix or path.exists() else {}
-        size = inner_dict(d, "size", path)  # newer files call the two *areas* "edges"
-        d = {"min_pixels": size.get("shortest_edge"), "max_pixels": size.get("longest_edge")} | d
-        names = limits if prefix else known - {"resample"}  # which in files is a number of Pillow's
-        options |= {prefix + name: d[name] for name in names if d.get(name) is not None}
-    given = {name: value for name, value in overrides.items() if value is not None}
-    return options | {f"video_{name}": given[name] for name in limits if name in given} | given
-
-
-def processor_to_dict(image_processor, video: bool = False) -> dict:
-    """The content of a preprocessor_config.json, or of a video_preprocessor_config.json."""
-    d = {name: value for name, value in asdict(image_processor).items() if name != "resample"}
-    frames = {name.removeprefix("video_"): d.pop(name) for name in list(d) if name.startswith("video_")}
-    if not video:
-        return {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2VLProcessor"} | d
-    size = {"shortest_edge": frames["min_pixels"], "longest_edge": frames["max_pixels"]}
-    frames = {"min_pixels": frames["min_pixels"], "max_pixels": frames["max_pixels"], "size": size}
-    return {"video_processor_type": "Qwen2VLVideoProcessor", "processor_class": "Qwen2VLProcessor"} | d | frames
-
-
-def read_tokenizer(file: str | Path) -> tokenizers.Tokenizer:
-    """A tokenizer.json, whose vocabulary and merges are all that BPE needs."""
-    file = plain_file(file, MAX_TEXT_BYTES)
-    try:
-        return tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises bare Exceptions
-        raise ValueError(f"{file} is not a readable tokenizer.json ({error}).") from None
-
-
-def read_chat_template(folder: Path) -> str | None:
-    """A checkpoint's chat template (Jinja), from the newest of the three places where one may be; None without one."""
-    for name in ("chat_template.jinja", "chat_template.json", "tokenizer_config.json"):
-        if (file := folder / name).exists():
-            template = read_text(file) if file.suffix == ".jinja" else read_json(file).get("chat_template")
-            if not isinstance(template, str | None):
-                raise ValueError(f"{shorten(file)}: chat_template = {shown(template)} should be a text.")
-            if template:
-                return template
-    return None
-
-
-def read_generation_config(path: Path) -> dict:
-    """What a generation_config.json says, without the nulls in it; what we use of it is checked."""
-    content = {name: value for name, value in read_json(path).items() if value is not None}
-    whole = ("eos_token_id", "pad_token_id", "top_k")
-    others = ("temperature", "top_p", "repetition_penalty")
-    for name in content.keys() & {*whole, *others}:
-        value = content[name]
-        kind = int if name in whole else float
-        values = value if name == "eos_token_id" and isinstance(value, list) else [value]
-        if not all(is_number(one, kind, 0, LARGEST) for one in values):
-            wanted = f"a {'whole ' * (kind is int)}number from 0 to {LARGEST}"
-            raise ValueError(f"{shorten(path)}: {name} = {shown(value)} should be {wanted}.")
-    return content
+    hub, changes = take_hub_options(asked, {"attn_implementation": ((None, "eager", "sdpa", "flash"), "ask the model")})
+    is_file = isinstance(name, str | os.PathLike) and str(name).endswith(".json") and Path(name).is_file()
+    config = cls.from_dict(read_json(config_file(name if is_file else find_checkpoint(name, **hub))))
+    config.update(changes)
+    return config
 
 
 class StoredTensor(NamedTuple):
@@ -310,13 +155,7 @@ class StoredTensor(NamedTuple):
 
 def our_name(key: str) -> str:
     """A file's key → our module's name, which is the released key. Newer files have longer ones, shortened here."""
-    return re.sub(r"^model\.visual\.", "visual.", re.sub(r"^model\.language_model\.", "model.", key))
-
-
-def some_of(names) -> str:
-    """The first few names, and how many there are."""
-    names = [shorten(name, 80) for name in sorted(names)]
-    return ", ".join(names[:3]) + (f", … ({len(names)} in all)" if len(names) > 3 else "")
+    return re.sub(r"^model\.visual\.", "visual.", re.sub(r"^(model\.)?language_model\.", "model.", key))
 
 
 def list_shards(folder: Path) -> dict[str, set[str] | None]:
@@ -325,8 +164,10 @@ def list_shards(folder: Path) -> dict[str, set[str] | None]:
     if (folder / WEIGHTS).exists():
         return {WEIGHTS: None}
     if not index.exists():
-        way_out = "load other formats, such as pytorch_model.bin, with transformers and save_pretrained them anew"
-        raise FileNotFoundError(f"{folder} has no {WEIGHTS} and no {INDEX}; {way_out}.")
+        shards = foreign.whole_shards(folder)  # all of them, but the index is lost: the headers say all it did
+        if shards:
+            return dict.fromkeys(shards)
+        raise FileNotFoundError(f"{shorten(folder)} {foreign.folder_without_weights(folder)}.")
     weight_map = read_json(index).get("weight_map")
     if not weight_map or not isinstance(weight_map, dict):
         raise ValueError(f"{index} has no weight_map, the table that says which key is in which file.")
@@ -352,9 +193,9 @@ def list_tensors(folder: Path) -> dict[str, StoredTensor]:
                 slices = {key: content.get_slice(key) for key in content.keys()}
                 headers = {key: (tuple(part.get_shape()), part.get_dtype()) for key, part in slices.items()}
         except (SafetensorError, OSError) as error:
-            raise ValueError(
-                f"{file} is not a whole safetensors file ({shorten(error)}); download or copy it again."
-            ) from None
+            pointer = foreign.is_git_lfs_pointer(file)
+            way_out = "it is git's note of one: run `git lfs pull`" if pointer else "download or copy it again"
+            raise ValueError(f"{file} is not a whole safetensors file ({shorten(error)}); {way_out}.") from None
         if promised is not None and promised != headers.keys():
             raise ValueError(f"{folder / INDEX} and {shard} disagree about {some_of(promised ^ headers.keys())}.")
         for key, (shape, dtype) in headers.items():
@@ -365,9 +206,8 @@ def list_tensors(folder: Path) -> dict[str, StoredTensor]:
                 both = f"{shorten(found[name].key)} and as {shorten(key)}"
                 raise ValueError(f"{folder} holds {shorten(name)} twice, as {both}; delete one.")
             if dtype not in STORED_DTYPES:
-                raise ValueError(
-                    f"{file} stores {shorten(key)} as {dtype}; only {', '.join(STORED_DTYPES)} can be loaded."
-                )
+                only = f"only {', '.join(STORED_DTYPES)} can be loaded: {foreign.QUANTISED}"
+                raise ValueError(f"{file} stores {shorten(key)} as {dtype}; {only}.")
             found[name] = StoredTensor(file, key, shape)
     return found
 
@@ -376,6 +216,11 @@ def check_complete(model: nn.Module, stored: dict[str, StoredTensor], folder: Pa
     """Every parameter exactly once, in its shape: nothing stays at random values and nothing is left over."""
     expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     missing = expected.keys() - stored.keys()
+    changed = foreign.wrapped([stored[name].key for name in stored.keys() - expected.keys()])
+    if changed:
+        raise ValueError(f"{folder} holds weights under the names of {changed[0]}: {changed[1]}, and save that.")
+    if missing and "layers.0.input_layernorm.weight" in stored:
+        raise ValueError(f"{folder} holds the text half of a model alone, without its tower: save the whole model.")
     if missing:
         raise ValueError(f"{folder} lacks {some_of(missing)}: these are not the weights that config.json describes.")
     unexpected = stored.keys() - expected.keys()
@@ -389,9 +234,12 @@ def check_complete(model: nn.Module, stored: dict[str, StoredTensor], folder: Pa
             )
 
 
-def is_tied(config_says: bool, stored: dict[str, StoredTensor], folder: Path) -> bool:
+def is_tied(config, stored: dict[str, StoredTensor], folder: Path) -> bool:
     """Is the output matrix the input embedding? The weights decide; where config.json says otherwise, we say so."""
+    config_says = config.text_config.tie_word_embeddings
     if HEAD not in stored:
+        if not config_says and config.rest.get("architectures") == ["Qwen2VLModel"]:
+            raise ValueError(f"{folder} holds a bare Qwen2VLModel without its output matrix: load it as that class.")
         if not config_says:
             logger.warning(f"{folder} has no {HEAD}: the embedding takes its place, though config.json says untied.")
         return True
@@ -404,17 +252,20 @@ def is_tied(config_says: bool, stored: dict[str, StoredTensor], folder: Path) ->
     return False
 
 
-def choose_device(device: str | torch.device) -> torch.device:
+def choose_device(device) -> torch.device:
     """'auto' is the first of cuda, mps and cpu that is there; any other name is checked."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if device == "auto":
+    device = one_device(device)
+    if isinstance(device, str) and device == "auto":
         return torch.device(next(kind for kind, usable in there.items() if usable))
     try:
-        chosen = torch.device(device)
+        chosen = torch.device(device) if isinstance(device, str | torch.device) else None
     except (RuntimeError, TypeError):
         chosen = None
     if chosen is None or chosen.type not in there:
-        raise ValueError(f"device={device!r} is unknown; choose 'auto', 'cpu', 'cuda', 'cuda:1' (and so on) or 'mps'.")
+        raise ValueError(
+            f"device={shown(device)} is unknown; choose 'auto', 'cpu', 'cuda', 'cuda:1' (and so on) or 'mps'."
+        )
     if not there[chosen.type] or (chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count()):
         raise ValueError(f"PyTorch sees no {chosen} here; choose device='auto' or 'cpu'.")
     return chosen
@@ -428,9 +279,9 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
         else:  # Apple's GPUs differ between chips and systems, so there bfloat16 is for the user to ask for
             fast = device.type == "cpu" and cpu_is_fast_in_bfloat16()
         return torch.bfloat16 if fast else torch.float32
-    chosen = DTYPES.get(dtype, dtype)
-    if chosen not in DTYPES.values():
-        raise ValueError(f"dtype={dtype!r} is unknown; choose 'auto', {', '.join(map(repr, DTYPES))}.")
+    chosen = DTYPES.get(dtype.removeprefix("torch."), dtype) if isinstance(dtype, str) else dtype
+    if not isinstance(chosen, torch.dtype) or chosen not in DTYPES.values():
+        raise ValueError(f"dtype={shown(dtype)} is unknown; choose 'auto', {', '.join(map(repr, DTYPES))}.")
     return chosen
 
 
@@ -495,15 +346,34 @@ def classes():
     return qwen2vl_mini
 
 
-def placement(
-    device: str | torch.device = "auto",
-    dtype: str | torch.dtype = "auto",
-    device_map: str | torch.device | None = None,
-    torch_dtype: str | torch.dtype | None = None,
-) -> tuple[torch.device, torch.dtype]:
+class LoadingPlan(NamedTuple):
+    """What is loaded, and how."""
+
+    folder: Path
+    device: torch.device
+    dtype: torch.dtype
+    attention: str
+
+
+def plan_loading(name: str | Path, asked: dict) -> LoadingPlan:
+    """The plan for a model's `from_pretrained`; `device_map` and `torch_dtype` are the official names of two options.
+
+    Raises ValueError or FileNotFoundError.
+    """
+    hub, asked = model_options(asked)
+    attention = asked.pop("attn_implementation", None)
+    device, dtype = placement(**asked)
+    folder = find_checkpoint(name, weights=True, **hub)
+    return LoadingPlan(folder, device, dtype, "sdpa" if attention is None else attention)
+
+
+def placement(device="auto", dtype="auto", device_map=None, torch_dtype=None) -> tuple[torch.device, torch.dtype]:
     """Where weights go and in which dtype; `device_map` and `torch_dtype` are the official names of the two."""
-    chosen = choose_device(device if device_map is None else device_map)
-    return chosen, choose_dtype(dtype if torch_dtype is None else torch_dtype, chosen)
+    for ours, official, name in ((device, device_map, "device_map"), (dtype, torch_dtype, "torch_dtype")):
+        if official is not None and ours not in (None, "auto") and str(official) != str(ours):
+            raise ValueError(f"{name}={shown(official)} and {shown(ours)} are two words for one thing; give one.")
+    chosen = choose_device(next((one for one in (device_map, device) if one is not None), "auto"))
+    return chosen, choose_dtype(next((one for one in (torch_dtype, dtype) if one is not None), "auto"), chosen)
 
 
 def put_weights(model: nn.Module, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
@@ -515,7 +385,7 @@ def put_weights(model: nn.Module, folder: Path, device: torch.device, dtype: tor
     tied = tie_head(model, stored, folder)
     check_complete(model, stored, folder)
     if hasattr(model, "generation_config") and (folder / "generation_config.json").exists():
-        model.generation_config = read_generation_config(folder / "generation_config.json")
+        model.generation_config = GenerationConfig.from_file(folder / "generation_config.json")
 
     try:
         for path, where in stored.items():
@@ -543,7 +413,7 @@ def tie_head(model: nn.Module, stored: dict[str, StoredTensor], folder: Path) ->
         return False
 
     text_config = model.config.text_config
-    text_config.tie_word_embeddings = is_tied(text_config.tie_word_embeddings, stored, folder)
+    text_config.tie_word_embeddings = is_tied(model.config, stored, folder)
     embedding = model.model.embed_tokens.weight
     if text_config.tie_word_embeddings:
         model.lm_head.weight = embedding
@@ -568,13 +438,54 @@ def load(
     name: str | Path = "tiny",
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
-    attn_implementation: str = "sdpa",
-    **image_options,
+    attn_implementation: str | None = None,
+    **options,
 ):
-    """(model, processor) of a checkpoint; `image_options` such as `max_pixels` win over what the checkpoint says."""
-    folder = find_checkpoint(name, weights=True)
+    """(model, processor) of a checkpoint; options such as `max_pixels` win over what the checkpoint says.
+
+    The Hub's options (`revision`, `cache_dir`, `token` …) hold for both.
+    """
+    hub, image_options = take_hub_options(options, {})
+    folder = find_checkpoint(name, weights=True, **hub)
     model = load_model(folder, dtype=dtype, device=device, attn_implementation=attn_implementation)
-    return model, classes().Qwen2VLProcessor.from_pretrained(folder, **image_options)
+    processor = classes().Qwen2VLProcessor.from_pretrained(folder, **image_options)
+    check_partners(model.config, processor, folder)
+    return model, processor
+
+
+def processor_options(name: str | Path, kind: type, overrides: dict) -> dict:
+    """The fields of an image processor of class `kind`: a checkpoint's, then `overrides` that are not None."""
+    hub, overrides = take_hub_options(overrides, {})
+    return official_processor.processor_options(find_checkpoint(name, **hub), kind, overrides)
+
+
+def find_words(name: str | Path, asked: dict) -> tuple[Path, dict]:
+    """A processor's checkpoint, and what was asked of its image processor among the options of `from_pretrained`."""
+    hub, image_options = take_hub_options(asked, FOR_WORDS)
+    return find_checkpoint(name, **hub), image_options
+
+
+@renamed(pretrained_model_name_or_path="name")
+def load_tokenizer(cls: type, name: str | Path, **asked):
+    """A tokenizer of class `cls` from a checkpoint's folder, "tiny" or a Hub id, with its chat template."""
+    folder, unknown = find_words(name, asked)
+    for option in unknown.keys() - {"use_fast"}:  # it is the one of the library tokenizers either way
+        raise ValueError(f"from_pretrained has no option {shown(option)}; {did_you_mean(option, [*FOR_WORDS, *HUB])}")
+    tokenizer = cls(folder / "tokenizer.json")
+    tokenizer.chat_template = read_chat_template(folder)
+    return tokenizer
+
+
+def check_partners(config, processor, where: str | Path) -> None:
+    """Model and processor must mean the same by an id, or pictures are lost without a word."""
+    tokens = processor.tokenizer.special_ids
+    for token, name in (("<|image_pad|>", "image_token_id"), ("<|video_pad|>", "video_token_id")):
+        if tokens[token] != getattr(config, name):
+            both = f"{token} is {tokens[token]} in the tokenizer and {getattr(config, name)} in the model's config"
+            raise ValueError(f"{shorten(where)}: {both}; they do not belong together.")
+    if len(processor.tokenizer) > config.text_config.vocab_size:
+        both = f"{len(processor.tokenizer)} tokens, the embedding {config.text_config.vocab_size} rows"
+        raise ValueError(f"{shorten(where)}: the tokenizer has {both}; they do not belong together.")
 
 
 # ── Modules → files ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -583,60 +494,78 @@ def load(
 def save(model: nn.Module, processor, folder: str | Path, max_shard_bytes: float = 5e9) -> None:
     """Write a checkpoint in the layout of the released ones, which transformers reads too; `processor` may be None.
 
-    All is written under temporary names first: a crash while writing leaves the folder as it was.
+    What could not be loaded again is not written (ValueError). All is written under temporary names first: a crash
+    while writing leaves the folder as it was.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = dict(model.named_parameters())  # lists a tied weight once, as the embedding
-    shards: list[dict[str, Tensor]] = [{}]
-    for name, weight in weights.items():
-        if shards[-1] and sum(other.nbytes for other in shards[-1].values()) + weight.nbytes > max_shard_bytes:
-            shards.append({})
-        shards[-1][name] = weight.detach()
-    names = [WEIGHTS]
-    dtype = str(model.dtype).removeprefix("torch.")
-    files = {"config.json": model.config.to_dict() | {"tie_word_embeddings": HEAD not in weights, "torch_dtype": dtype}}
-    if len(shards) > 1:
-        names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
-        total = sum(weight.nbytes for weight in weights.values())
-        weight_map = {key: name for name, shard in zip(names, shards) for key in shard}
-        files[INDEX] = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    generation_config = getattr(model, "generation_config", None)
-    if generation_config:
-        files["generation_config.json"] = generation_config
+    check_savable(model)
+    folder = folder_to_write(folder)
+    if not is_number(max_shard_bytes, float, 1, float("inf")):
+        raise ValueError(f"max_shard_bytes = {shown(max_shard_bytes)} should be a number of bytes.")
     if processor is not None:
-        files["preprocessor_config.json"] = processor_to_dict(processor.image_processor)
-        files["video_preprocessor_config.json"] = processor_to_dict(processor.image_processor, video=True)
-        files["tokenizer.json"] = json.loads(processor.tokenizer.bpe.to_str())
-        files["tokenizer_config.json"] = tokenizer_config(processor)
-        if processor.chat_template is not None:
-            files["chat_template.json"] = {"chat_template": processor.chat_template}
-    with TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
-        for name, shard in zip(names, shards):
-            contiguous = {key: weight.contiguous() for key, weight in shard.items()}
-            save_file(contiguous, Path(temporary, name), metadata={"format": "pt"})  # transformers insists on this
-        for name, content in files.items():
-            text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-            Path(temporary, name).write_text(text, encoding="utf-8")
-        stale = {WEIGHTS, INDEX, *(file.name for file in folder.glob("model-*-of-*.safetensors"))} - {*names, *files}
-        for name in (*names, *reversed(files)):  # config.json last: with it the folder becomes a checkpoint
-            Path(temporary, name).chmod(0o644)  # safetensors makes its files private
-            os.replace(Path(temporary, name), folder / name)
-        for name in stale:  # of an earlier save in another number of shards
-            (folder / name).unlink(missing_ok=True)
+        check_partners(model.config, processor, folder)
+    weights = {name: weight.detach() for name, weight in model.named_parameters()}  # a tied one once, as the embedding
+    savable.say_what_changes(model, weights, folder)
+
+    shards, index = savable.in_shards(weights, max_shard_bytes)
+    files = {"config.json": config_to_save(model, HEAD not in weights)} | index
+    if getattr(model, "generation_config", None):
+        files["generation_config.json"] = dict(model.generation_config)
+    stale = [WEIGHTS, INDEX, "generation_config.json", *foreign.older_weights(folder)]
+    if processor is not None:
+        files |= official_processor.processor_files(processor)
+        stale += official_processor.OLDER_PROCESSOR_FILES
+    write_files(folder, files, shards, stale)
+
+
+def save_model(model: nn.Module, save_directory: str | Path, **asked) -> None:
+    """The official `model.save_pretrained(folder)`: weights, config.json and generation_config.json, no processor."""
+    size = savable.max_shard_bytes(asked)
+    save(model, None, save_directory, size)
+
+
+def config_to_save(model: nn.Module, tied: bool) -> dict:
+    """The content of config.json: with what is true of this model now."""
+    d = {name: value for name, value in model.config.to_dict().items() if name != "dtype"}
+    if hasattr(model, "lm_head"):
+        return d | {"tie_word_embeddings": tied, "torch_dtype": savable.name_of(model.dtype)}
+    return d | {"architectures": ["Qwen2VLModel"], "torch_dtype": savable.name_of(model.dtype)}
+
+
+def check_savable(model: nn.Module) -> None:
+    """A model that `load` could not give back is not saved."""
+    ours = classes()
+    parameters = dict(model.named_parameters()) if isinstance(model, nn.Module) else {}
+    savable.check_parameters(model, parameters, isinstance(model, ours.Qwen2VLModel))
+    kind = ours.Qwen2VLForConditionalGeneration if hasattr(model, "lm_head") else ours.Qwen2VLModel
+    config = ours.Qwen2VLConfig.from_dict(model.config.to_dict())
+    if HEAD in parameters:
+        config.text_config.tie_word_embeddings = False
+    with torch.device("meta"):
+        expected = {name: tuple(one.shape) for name, one in kind(config).named_parameters()}
+    savable.check_as_config_says(model, parameters, expected)
 
 
 def tokenizer_config(processor) -> dict:
-    """The content of tokenizer_config.json, which tells transformers' AutoTokenizer what kind tokenizer.json is."""
-    flags = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
-    added = sorted(processor.tokenizer.bpe.get_added_tokens_decoder().items())
-    return {
-        "tokenizer_class": "Qwen2Tokenizer",
-        "added_tokens_decoder": {str(i): {flag: getattr(token, flag) for flag in flags} for i, token in added},
-        "additional_special_tokens": [token.content for _, token in added if token.special],
-        "bos_token": None,
-        "eos_token": "<|im_end|>",
-        "pad_token": "<|endoftext|>",
-        "clean_up_tokenization_spaces": False,
-        "chat_template": processor.chat_template,
-    }
+    """The content of a processor's tokenizer_config.json."""
+    return official_tokenizer.tokenizer_config(processor.tokenizer, processor.chat_template)
+
+
+def apply_chat_template(tokenizer, conversation, tokenize: bool = True, return_dict: bool = True, **asked):
+    """The official method of a tokenizer: as the processor's, for messages without pictures.
+
+    Without `return_tensors` the ids come as lists. Raises ValueError for pictures, which only the processor reads.
+    """
+    ours = classes()
+    processor = ours.Qwen2VLProcessor(ours.Qwen2VLImageProcessor(), tokenizer, tokenizer.chat_template)
+    many, single = ours.messages.as_conversations(conversation)
+    if tokenize and ours.messages.media_items(many):
+        raise ValueError("A tokenizer reads no pictures; use processor.apply_chat_template for this conversation.")
+    tensors = asked.pop("return_tensors", None)
+    prompts = processor.apply_chat_template(conversation, **asked)
+    if not tokenize:
+        return prompts
+    padding = asked.get("padding", False)
+    rows = [ours.render_chat(chat, asked.get("add_generation_prompt", False)) for chat in many]
+    rows = [tokenizer.encode(pieces) for pieces in rows]
+    answer = tokenizer.assemble(rows, single, tensors, {"padding": padding})
+    return answer if return_dict else answer["input_ids"]

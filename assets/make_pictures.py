@@ -2,7 +2,8 @@
 
     python -m assets.make_pictures
 
-scene.png is a held-out scene, clip.mp4 two seconds of a drawing in which one thing moves. Every number in pipeline.png,
+scene.png is a held-out scene; clip.mp4 shows two seconds of a drawing in which one thing moves, long_clip.mp4 four of
+another. Every number in pipeline.png,
 every box in boxes.png and every line in terminal.png comes from a real run of the bundled checkpoint; the thumbnails
 are figures of the notebooks.
 """
@@ -88,10 +89,17 @@ def line_of(pixel: int) -> dict:
     return {"color": "#9fb3c8", "lw": 0.5} if pixel % 28 else {"color": INK, "lw": 1.2}
 
 
-def make_clip() -> None:
-    sample = make_sample(TEST_SEED * 2 + 8, "motion", 160, 112, max_things=3, frames=8)
-    with av.open(str(ASSETS / "clip.mp4"), "w") as container:
-        stream = container.add_stream("libx264", rate=4, options={"crf": "12"})
+CLIPS = {  # name → number of the held-out scene, frames a second
+    "clip.mp4": (8, 4),
+    "long_clip.mp4": (36, 2),  # long enough that --fps changes what is seen of it
+}
+
+
+def make_clip(name: str) -> None:
+    number, rate = CLIPS[name]
+    sample = make_sample(TEST_SEED * 2 + number, "motion", 160, 112, max_things=3, frames=8)
+    with av.open(str(ASSETS / name), "w") as container:
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "12"})
         stream.width, stream.height = sample.images[0].size
         stream.pix_fmt = "yuv420p"
         for image in sample.images:
@@ -356,7 +364,8 @@ def make_thumbnails() -> None:
 
 
 if __name__ == "__main__":
-    make_clip()
+    for name in CLIPS:
+        make_clip(name)
     make_pipeline()
     make_boxes()
     make_terminal()

@@ -14,25 +14,45 @@ import re
 import sys
 from pathlib import Path
 
-from qwen2vl_cli.terminal import note, sentence
+from qwen2vl_cli.questions import questions_text
+from qwen2vl_cli.terminal import came_from_debugger, is_run_by_debugger, note, open_closed_streams, sentence
 
+# No line of --help is longer than the 80 columns of a plain terminal; %(prog)s is at most "python qwen2vl_mini.py".
+USAGE = """%(prog)s [--image PATH ...] [--video PATH ...]
+           [--prompt TEXT ...] [--chat | --batch FILE | --questions] [options]"""
+DESCRIPTION = """Ask Qwen2-VL about pictures and clips.
+The answer goes to stdout, everything else to stderr."""
 EXAMPLES = """examples:
   %(prog)s --image assets/scene.png
-  %(prog)s --image assets/scene.png --prompt "Where is the red circle?" --boxes found.png
-  %(prog)s --video clip.mp4 --nframes 8 --count-tokens
-  %(prog)s --model Qwen/Qwen2-VL-2B-Instruct --max-pixels 768*28*28 --chat --image photo.jpg
-  %(prog)s --batch conversations.jsonl --out answers.jsonl
+  %(prog)s --image assets/scene.png --boxes found.png \\
+      --prompt "Where is the orange heart?"
+  %(prog)s --video assets/clip.mp4 --nframes 8 --count-tokens
+  %(prog)s --model Qwen/Qwen2-VL-2B-Instruct \\
+      --max-pixels 768*28*28 --chat --image photo.jpg
+  %(prog)s --batch assets/conversations.jsonl \\
+      --out answers.jsonl
+"""
+ORDER = """order:
+  With one --prompt, the pictures and clips come before it, wherever it stands.
+  With several, pictures, clips and prompts keep the order in which you give
+  them; a file that is named as @photo.jpg stays where the text names it.
 """
 BATCHES = """batches:
-  Each line of FILE is one conversation, a list of messages or {"id": ..., "messages": [...]}, as in
-    [{"role": "user", "content": [{"type": "image", "image": "a.png"}, {"type": "text", "text": "What is it?"}]}]
-  Relative paths count from the folder of FILE. For each line one JSON object comes out, in the same order: "line" and
-  "id"; "answer", "raw" (if control tokens such as those of boxes were written) and "tokens"; or "error".
-  With --out, a line that is answered there and was not edited since is not run again, even if the options differ.
+  Each line of FILE is one conversation, a list of messages as in
+    [{"role": "user", "content": [{"type": "image", "image": "a.png"},
+                                  {"type": "text", "text": "What is it?"}]}]
+  (but on one line), or {"id": ..., "messages": [...]}. Relative paths count
+  from the folder of FILE. For each line one JSON object comes out, in the same
+  order: "line" and "id"; "answer", "raw" (if control tokens such as those of
+  boxes were written) and "tokens"; or "error". With --out, a line that is
+  answered there and was not edited since is not run again, even if the options
+  differ.
 
 exit codes:
-  0 all is answered    1 some lines of a batch failed    2 nothing could be done    130 Ctrl-C
+  0 all is answered              1 some lines of a batch failed
+  2 nothing could be done        130 Ctrl-C
 """
+JOBS = ("chat", "batch", "questions")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ATTENTION = ("eager", "sdpa", "flash", "flash_attention_2")
 DRAWN_AS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # what --boxes can write
@@ -83,9 +103,9 @@ def make_parser() -> argparse.ArgumentParser:
     script = Path(sys.argv[0]).name
     parser = Parser(
         prog=f"python {script}" if script == "qwen2vl_mini.py" else "qwen2vl-mini",
-        usage="%(prog)s [--image PATH ...] [--video PATH ...] [--prompt TEXT ...] [--chat | --batch FILE] [options]",
-        description="Ask Qwen2-VL about pictures and clips. The answer goes to stdout, everything else to stderr.",
-        epilog=EXAMPLES + "\n" + BATCHES,
+        usage=USAGE,
+        description=DESCRIPTION,
+        epilog="\n".join((EXAMPLES, ORDER, BATCHES)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -100,7 +120,7 @@ def add_questions(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("what to ask").add_argument
     in_order = {"action": InOrder, "default": argparse.SUPPRESS}
     add("--image", metavar="PATH", **in_order, help="a picture: a path, http(s) URL or data URI; may be repeated")
-    add("--video", metavar="PATH", **in_order, help="a clip, likewise; all that is given keeps its order")
+    add("--video", metavar="PATH", **in_order, help="a clip, likewise")
     add(
         "--prompt",
         metavar="TEXT",
@@ -111,6 +131,7 @@ def add_questions(parser: argparse.ArgumentParser) -> None:
     add("--system", metavar="TEXT", help="a system message in place of the usual one")
     add("--add-vision-id", action="store_true", help='write "Picture 1: ", "Video 1: " and so on before them')
     add("--chat", action="store_true", help="a conversation: turns are kept, /help lists its commands")
+    add("--questions", action="store_true", help="only list what the bundled model was taught to answer")
     add("--batch", metavar="FILE", type=Path, help="answer a file of conversations, one JSON list a line: see below")
     add("--out", metavar="FILE", type=Path, help="where --batch writes (default stdout); an unfinished one is resumed")
     together = number(int, 1, 10**7)
@@ -158,6 +179,7 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
 def check_options(args: argparse.Namespace) -> None:
     """What argparse cannot see: options that do not go together, and files that could not be written in the end."""
     check_job(args)
+    check_texts(args)
 
     if args.min_pixels and args.max_pixels and args.min_pixels > args.max_pixels:
         raise ValueError(f"--min-pixels {args.min_pixels} is larger than --max-pixels {args.max_pixels}; swap them.")
@@ -174,19 +196,35 @@ def check_options(args: argparse.Namespace) -> None:
 
 
 def check_job(args: argparse.Namespace) -> None:
-    """Whether it is clear what to do: one question, a chat, or a batch. Raises ValueError."""
-    if not args.content and not args.chat and not args.batch:
+    """Whether it is clear what to do: one question, or one of JOBS. Raises ValueError."""
+    jobs = [job for job in JOBS if getattr(args, job)]
+    if not args.content and not jobs:
         raise ValueError("There is nothing to answer; give --image, --video, --prompt, --chat or --batch.")
 
-    for job in ("chat", "batch"):
-        for name in ("boxes", "json", "count_tokens", "batch"):
-            if getattr(args, job) and getattr(args, name) and name != job:
+    for job in jobs:
+        for name in (*JOBS, "boxes", "json", "count_tokens"):
+            if getattr(args, name) and name != job:
                 raise ValueError(f"--{job} and --{name.replace('_', '-')} do not go together; drop one.")
 
-    if args.batch and args.content:
-        raise ValueError(f"--batch and --{args.content[0][0]} do not go together; drop one.")
+    for job in ("batch", "questions"):
+        if getattr(args, job) and args.content:
+            raise ValueError(f"--{job} and --{args.content[0][0]} do not go together; drop one.")
     if not args.batch and (args.out or args.batch_tokens):
         raise ValueError("--out and --batch-tokens belong to --batch; add it, or drop them.")
+
+
+def check_texts(args: argparse.Namespace) -> None:
+    """Whether every text that was given says something; what stands on stdin is looked at when it is read."""
+    prompts = [value for kind, value in args.content if kind == "prompt"]
+    for text in prompts:
+        if not text.strip():
+            raise ValueError("The prompt is empty; write a question, or leave --prompt out for the usual one.")
+    if args.system is not None and not args.system.strip():
+        raise ValueError("The system message is empty; write one, or leave --system out for the usual one.")
+    if args.model is not None and not args.model.strip():
+        raise ValueError('--model is empty; name one, or leave --model out for "tiny".')
+    if [args.system, *prompts].count("-") > 1:
+        raise ValueError('"-" stands for stdin, which can be read only once; write the other text out.')
 
 
 def check_boxes_file(path: Path, pictures: list[str]) -> None:
@@ -204,6 +242,10 @@ def check_boxes_file(path: Path, pictures: list[str]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Do what was asked for; returns the exit code."""
     check_options(args)
+    if args.questions:
+        print(questions_text(args.model), flush=True)
+        return 0
+
     from qwen2vl_cli import ask, batch  # not at the top of this file: see there
 
     return batch.run(args) if args.batch else ask.run(args)
@@ -212,6 +254,7 @@ def run(args: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 1, 2 (see --help), 130 after Ctrl-C, 141 if nobody listens."""
     argv = sys.argv[1:] if argv is None else argv
+    open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that lacks a letter shows "?"
@@ -227,8 +270,11 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
         return 141
     except Exception as error:
-        if "--debug" in argv:
+        quits = came_from_debugger(error)
+        if "--debug" in argv or (quits and is_run_by_debugger()):
             raise
+        if quits:  # of a breakpoint() in the code: nobody is there who would understand the exception
+            return 130
         note(sentence(error))
         return 2
 

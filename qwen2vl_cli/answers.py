@@ -2,7 +2,8 @@
 
 A record tells its line by number, and by a hash of the line's content whether that is still the line it answers. The
 last record of a number is the one that counts. At the end the file is put in order: read once and replaced by a draft,
-so that at every moment there is a file with all answers.
+so that at every moment there is a file with all answers. Two jobs on one file would overwrite each other's records, so
+a job holds the file's lock from before it reads it until it is in order.
 """
 
 from __future__ import annotations
@@ -11,9 +12,38 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 START = b'{"line": '  # of each record
+
+
+@contextmanager
+def locked(path: Path | None) -> Iterator[None]:
+    """Nobody else writes to the file meanwhile; raises ValueError if another job does so now.
+
+    The lock is an empty file beside the answers, `.NAME.lock`. The system lets go of it when its job ends, however
+    that ends.
+    """
+    if path is None:
+        yield
+        return
+
+    target = path.resolve()  # two links to one file have one lock
+    lock = FileLock(target.with_name(f".{target.name}.lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(f"--out {path} is being written by another job; wait for it, or name another file.") from None
+    except OSError as error:
+        raise ValueError(f"--out {path} cannot be locked ({error.strerror}); name a file in another folder.") from None
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)  # a job that has just opened it notices, and makes a new one
+        lock.release()
 
 
 def whole_records(path: Path) -> Iterator[tuple[dict, int]]:

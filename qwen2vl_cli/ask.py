@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -16,14 +17,14 @@ from qwen2vl_cli.chat import Chat
 from qwen2vl_cli.chat_loop import ChatLoop, answer
 from qwen2vl_cli.costs import check_length, in_words, measures, media_of, print_costs, prompt_length
 from qwen2vl_cli.prompts import read_content, text_of
-from qwen2vl_cli.terminal import note
+from qwen2vl_cli.terminal import has_unread_stdin, note
 from qwen2vl_io import urls
-from qwen2vl_io.boxes import Box, draw_boxes, parse_boxes
+from qwen2vl_io.boxes import Box, draw_boxes, enlarge_tiny, parse_boxes
 from qwen2vl_io.options import sampling_settings
 from qwen2vl_mini import Qwen2VLConfig, Qwen2VLProcessor
 
 BUNDLED = (
-    "The bundled 4.6 M teaching model knows coloured shapes in small drawings, asked in the words of its card; "
+    "The bundled 4.6 M teaching model knows coloured shapes in small drawings (--questions lists what it was taught); "
     "the real one: --model Qwen/Qwen2-VL-2B-Instruct"
 )
 SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty")
@@ -63,6 +64,7 @@ def load_model(args: argparse.Namespace) -> tuple[torch.nn.Module, dict, float]:
 
 def run(args: argparse.Namespace) -> int:
     """One question or a chat. All that can be checked is checked before the weights are loaded."""
+    check_stdin(args)
     system = text_of(args.system) if args.system else None
     processor, context = open_checkpoint(args)
     content = read_content(args, processor, context)
@@ -91,6 +93,16 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_report(chat, media, boxes, settings, load_seconds)
     return 0
+
+
+def check_stdin(args: argparse.Namespace) -> None:
+    """A chat needs a stdin; a question that is piped in without "-" is not read, which is said."""
+    if args.chat and sys.stdin is None:
+        raise ValueError("--chat reads its turns from stdin, which is closed; run it in a terminal or pipe lines in.")
+
+    is_read = args.chat or args.system == "-" or ("prompt", "-") in args.content
+    if not is_read and has_unread_stdin():
+        note("There is text on stdin that was not read; --prompt - takes it as the question.")
 
 
 def check_prompt(
@@ -124,8 +136,9 @@ def show_boxes(boxes: list[Box], media: list[dict], path: Path | None) -> None:
         return
 
     pictures = [item["image"] for item in media if item["type"] == "image"]
-    draw_boxes(pictures[-1], boxes).save(path)
-    note(f"Wrote {path}.")
+    picture, boxes, factor = enlarge_tiny(pictures[-1], boxes)
+    draw_boxes(picture, boxes).save(path)
+    note(f"Wrote {path}, {factor} times as large as the picture." if factor > 1 else f"Wrote {path}.")
 
 
 def print_report(chat: Chat, media: list[dict], boxes: list[Box], settings: dict, load_seconds: float) -> None:

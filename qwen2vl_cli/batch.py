@@ -15,14 +15,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qwen2vl_cli.answers import Answers
+from qwen2vl_cli.answers import Answers, locked
 from qwen2vl_cli.ask import BUNDLED, load_model, open_checkpoint, sampling_options
 from qwen2vl_cli.costs import check_length, media_of, open_media, prompt_length
 from qwen2vl_cli.progress import Progress
 from qwen2vl_cli.prompts import clip_options, text_of
-from qwen2vl_cli.terminal import note, sentence
+from qwen2vl_cli.terminal import came_from_debugger, note, sentence
+from qwen2vl_io.keys import OPTION_KEYS, check_line_keys
 from qwen2vl_io.messages import as_messages, media_kind
-from qwen2vl_io.sources import is_url, item_source
+from qwen2vl_io.options import call_options
+from qwen2vl_io.sources import SOURCE_KEYS, is_url, item_source
 
 BATCH_TOKENS = 16384  # of one call: prompts with their padding, and the longest answers
 WINDOW_LINES = 64
@@ -39,6 +41,7 @@ class Line:
     messages: list[dict] = field(default_factory=list)
     length: int = 0  # tokens of the prompt
     named: dict = field(default_factory=dict)  # its "id", if it has one
+    options: dict = field(default_factory=dict)  # of its pictures and clips, where they do not say it themselves
 
     @property
     def hash(self) -> str:
@@ -65,8 +68,10 @@ def parse(line: Line, folder: Path, system: str | None) -> None:
     content = read_json(line.text)
     if isinstance(content, dict):
         line.named = {"id": content["id"]} if "id" in content else {}
-        if "messages" not in content:
+        if content.get("messages") is None:
             raise ValueError('This has no "messages"; write a list of messages, or {"id": …, "messages": [...]}.')
+        content = check_line_keys(content)
+        line.options = call_options({key: content[key] for key in OPTION_KEYS if key in content})
         content = content["messages"]
 
     line.messages = as_messages(content)
@@ -78,8 +83,9 @@ def parse(line: Line, folder: Path, system: str | None) -> None:
     for item in media_of(line.messages):
         kind = media_kind(item)
         source = item_source(item)
-        for key in ("image_url", "video_url", "url", "path", "base64"):
+        for key in SOURCE_KEYS:
             item.pop(key, None)
+        item["type"] = kind
         if isinstance(source, list):
             item[kind] = [in_folder(frame, folder) for frame in source]
         else:
@@ -98,6 +104,13 @@ def read_json(text: bytes):
     except (ValueError, RecursionError):
         raise ValueError("This JSON is nested too deeply, or has a number of thousands of digits.") from None
     return content
+
+
+def in_force(clips: dict, own: dict) -> dict:
+    """The options of a line's pictures and clips: those of the command, of which its own take the places."""
+    rates = ("fps", "nframes")
+    kept = {key: value for key, value in clips.items() if not (key in rates and own.keys() & set(rates))}
+    return kept | own
 
 
 def in_folder(source, folder: Path):
@@ -171,9 +184,10 @@ class Job:
         """Check a line and open its media, for `windows`. A bad one is reported and skipped."""
         try:
             parse(line, self.folder, self.system)
+            options = in_force(self.clips, line.options)
             for message in line.messages:
                 if not isinstance(message["content"], str):
-                    message["content"] = open_media(message["content"], self.processor, self.context, self.clips)
+                    message["content"] = open_media(message["content"], self.processor, self.context, options)
             line.length = prompt_length(line.messages, self.processor, self.args.add_vision_id)
             check_length(line.messages, line.length, self.args.max_new_tokens, self.context)
         except Exception as error:
@@ -184,7 +198,7 @@ class Job:
         return sum(measured["width"] * measured["height"] for measured in measures if "frames" not in measured)
 
     def fail(self, line: Line, error: Exception) -> None:
-        if self.args.debug:
+        if self.args.debug or came_from_debugger(error):
             raise error
 
         text = sentence(error)
@@ -204,6 +218,8 @@ class Job:
         try:
             records = self.generate(batch)
         except Exception as error:
+            if came_from_debugger(error):
+                raise
             failure = error.with_traceback(None)  # which would hold on to the memory that is missing
 
         if failure is None:
@@ -251,6 +267,12 @@ class Job:
 def run(args: argparse.Namespace) -> int:
     """Answer the lines of --batch; returns 0 if all of them are answered now, else 1. Raises ValueError."""
     check_files(args.batch, args.out)
+    with locked(args.out):
+        return run_alone(args)
+
+
+def run_alone(args: argparse.Namespace) -> int:
+    """`run`, while no other job writes to --out."""
     numbers = {line.number for line in read_lines(args.batch)}
     if not numbers:
         raise ValueError(f"{args.batch} is empty; write a conversation on each line.")

@@ -70,8 +70,11 @@ def what_is_new(prompt: dict, cache: KVCache, config: Qwen2VLConfig) -> dict:
 
     kept = {kind: int((ends <= shared).sum()) for kind, (_, _, ends) in media.items()}
     kept_grids = {kind: grids[: kept[kind]] for kind, (grids, _, _) in media.items()}
-    _, delta = get_rope_index(config, ids[:, :shared], kept_grids["image"], kept_grids["video"])
-    cut_cache(cache, shared, (shared + delta).to(cache.token_ids.device))
+    next_position = torch.zeros(1, 1, dtype=torch.long)
+    if shared:  # else nothing stands before what is new
+        _, delta = get_rope_index(config, ids[:, :shared], kept_grids["image"], kept_grids["video"])
+        next_position = shared + delta
+    cut_cache(cache, shared, next_position.to(cache.token_ids.device))
 
     new = {"input_ids": ids[:, shared:]}
     for kind, (grids, _, _) in media.items():

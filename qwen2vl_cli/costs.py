@@ -7,8 +7,10 @@ import os
 
 from PIL import Image
 
+from qwen2vl_io.limits import is_set
 from qwen2vl_io.messages import item_options, media_kind
-from qwen2vl_io.pictures import load_image
+from qwen2vl_io.options import VIDEO_OPTIONS
+from qwen2vl_io.pictures import load_image, true_size
 from qwen2vl_io.sentences import shorten
 from qwen2vl_io.sources import item_source
 from qwen2vl_io.videos import Video, load_video
@@ -18,28 +20,34 @@ from qwen2vl_mini import Qwen2VLImageProcessor, Qwen2VLProcessor, render_chat
 def open_item(item: dict, processor: Qwen2VLProcessor, context: int, clips: dict | None = None) -> dict:
     """A media item of a message → the same with its picture decoded or its clip open (its frames are not decoded yet).
 
-    `clips`: how to sample a clip whose item does not say it. What comes back has two keys more: `source`, and
-    `measured`, which is the sizes in pixels and the cost in tokens. Raises ValueError or FileNotFoundError.
+    `clips`: options, such as how to sample a clip, where its item does not say it. What comes back has two keys more:
+    `source`, and `measured`, which is the sizes in pixels and the cost in tokens. Raises ValueError or
+    FileNotFoundError.
     """
     kind = media_kind(item)
     source = item_source(item)
     if isinstance(source, list | tuple):
-        clips = None  # frames that were taken already have no times by which to sample them
+        # frames that were taken already have no times by which to sample them
+        clips = {name: value for name, value in (clips or {}).items() if name not in VIDEO_OPTIONS}
     size, limits, budget, sampling = item_options(item, clips or {})
 
     if kind == "image":
         opened = load_image(source)
         options = dict(limits)
-        measured = measure_picture(opened, processor.image_processor, size, limits)
+        resized = processor.image_processor.picture_size(*true_size(opened), size, limits)
+        measured = measure_picture(opened, processor.image_processor, resized)
     else:
         opened = load_video(source, **sampling)
         options = limits | sampling | {"total_pixels": budget}
-        measured = measure_clip(opened, processor.image_processor, size, limits, budget)
+        resized = processor.image_processor.clip_size(opened, size, limits, budget)
+        measured = measure_clip(opened, processor.image_processor, resized)
     measured = {"file": media_name(kind, source), **measured}
 
     if measured["tokens"] >= context:  # said here, since even resizing to such a size can fill the memory
         what = f"{measured['file']} would take {measured['tokens']} tokens of a context of {context}"
-        lower = "--max-pixels" if kind == "image" else "--nframes, --fps or --max-pixels"
+        least = "--min-pixels, " if is_set(limits["min_pixels"] or processor.image_processor.min_pixels) else ""
+        lower = f"{least}--max-pixels" if kind == "image" else f"--nframes, --fps, {least}--max-pixels"
+        lower = " or ".join(lower.rsplit(", ", 1))
         raise ValueError(f"{what}; lower {lower}.")
 
     if size:
@@ -56,21 +64,13 @@ def media_name(kind: str, source) -> str:
     return shorten(name, 60) if name[:5].lower() == "data:" else name
 
 
-def measure_picture(picture: Image.Image, images: Qwen2VLImageProcessor, size: tuple | None, limits: dict) -> dict:
-    """Sizes and cost of a picture; `size` (height, width) is what its item asks for, if it does."""
-    resized = images.target_size(*(size or (picture.height, picture.width)), **limits)
+def measure_picture(picture: Image.Image, images: Qwen2VLImageProcessor, resized: tuple[int, int]) -> dict:
+    """Sizes and cost of a picture that the tower sees at the size `resized` (height, width)."""
     return sizes(picture, resized) | {"tokens": images.num_tokens(1, *resized)}
 
 
-def measure_clip(
-    clip: Video, images: Qwen2VLImageProcessor, size: tuple | None, limits: dict, budget: int | None
-) -> dict:
-    """Sizes, frames and cost of a clip; `budget` is the area of all its frames together."""
-    if size:
-        resized = images.target_size(*size, **limits)
-    else:
-        resized = images.frame_size(clip.num_frames, clip.height, clip.width, **limits, total_pixels=budget)
-
+def measure_clip(clip: Video, images: Qwen2VLImageProcessor, resized: tuple[int, int]) -> dict:
+    """Sizes, frames and cost of a clip."""
     measured = sizes(clip, resized)
     measured |= {"frames": clip.num_frames, "total_frames": clip.total_frames, "video_fps": clip.video_fps}
     measured |= {"seconds": [round(second, 3) for second in clip.seconds]}
@@ -81,8 +81,8 @@ def measure_clip(
 
 def sizes(opened: Image.Image | Video, resized: tuple[int, int]) -> dict:
     """The size of the file's pictures, and the size (height, width) at which the tower sees them."""
-    height, width = resized
-    return {"width": opened.width, "height": opened.height, "resized_width": width, "resized_height": height}
+    height, width = true_size(opened) if isinstance(opened, Image.Image) else (opened.height, opened.width)
+    return {"width": width, "height": height, "resized_width": resized[1], "resized_height": resized[0]}
 
 
 def open_media(items: list[dict], processor: Qwen2VLProcessor, context: int, clips: dict | None = None) -> list[dict]:

@@ -10,8 +10,11 @@ import sys
 from PIL import Image, UnidentifiedImageError
 
 from qwen2vl_cli.costs import open_media
+from qwen2vl_cli.progress import watched_clips
+from qwen2vl_cli.questions import is_bundled
 from qwen2vl_cli.terminal import note
-from qwen2vl_io.pictures import FORMATS
+from qwen2vl_io.formats import HEAD_BYTES, PICTURE, RAW, READ, kind_of
+from qwen2vl_io.picture_files import FORMATS
 from qwen2vl_io.sentences import shorten
 from qwen2vl_mini import Qwen2VLProcessor
 
@@ -20,26 +23,36 @@ VIDEO_PROMPT = "Describe this video."
 BUNDLED_VIDEO_PROMPT = "What happens?"  # the question that "tiny" was taught
 CLIPS = ("fps", "nframes", "video_start", "video_end")
 MENTION = re.compile(r'(?<![^\s(])@(?:"([^"\n]+)"|(\S+))')  # not the @ of an e-mail address
-MEDIA_NAME = re.compile(r"\.(png|jpe?g|webp|gif|bmp|tiff?|mp4|mov|mkv|webm|avi|m4v)$", re.IGNORECASE)
+MEDIA_NAME = re.compile(r"\.(png|jpe?g|webp|gif|bmp|tiff?|avif|heic|heif|mp4|mov|mkv|webm|avi|m4v)$", re.IGNORECASE)
 
 
 def text_of(text: str) -> str:
-    """The text as it is; "-" stands for all of stdin."""
+    """The text as it is; "-" stands for all of stdin. Raises ValueError if that has no text."""
+    is_piped = text == "-"
+    if is_piped and sys.stdin is None:
+        raise ValueError("stdin is closed, so there is no text to read from it; write the text in place of -.")
+
     try:
-        text = sys.stdin.read().rstrip("\n") if text == "-" else text
+        text = sys.stdin.read().rstrip("\n") if is_piped else text
         text.encode()
     except UnicodeError:
         raise ValueError("The prompt is not UTF-8 text; convert it first.") from None
+    if is_piped and not text.strip():
+        raise ValueError("stdin is empty; pipe a text into it, or write the text in place of -.")
     return text
 
 
 def kind_of_file(path: str) -> str:
     """'image' or 'video', by the content: an animation is a clip, and so is all that is no picture."""
     try:
+        with open(path, "rb") as file:
+            kind = kind_of(file.read(HEAD_BYTES))
         with Image.open(path, formats=FORMATS) as picture:
             return "video" if getattr(picture, "is_animated", False) else "image"
     except UnidentifiedImageError:
-        return "image" if re.search(r"\.(png|jpe?g|webp|bmp|tiff?)$", path, re.IGNORECASE) else "video"
+        if kind is not None:
+            return "image" if kind.family in (READ, PICTURE, RAW) else "video"
+        return "image" if re.search(r"\.(png|jpe?g|webp|bmp|tiff?|avif|hei[cf])$", path, re.IGNORECASE) else "video"
     except Exception:  # a damaged picture: loading it will say so
         return "image"
 
@@ -79,10 +92,20 @@ def clip_options(args: argparse.Namespace) -> dict:
     return {key: getattr(args, key) for key in CLIPS if getattr(args, key) is not None}
 
 
+def in_reading_order(given: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """What the command line gave, in the order in which the model reads it.
+
+    A single prompt is a question about all media, and models are taught to read those first, so it comes last wherever
+    it stands. Of several prompts each is meant for its own place.
+    """
+    prompts = [kind for kind, _ in given if kind == "prompt"]
+    return sorted(given, key=lambda entry: entry[0] == "prompt") if len(prompts) == 1 else given
+
+
 def read_content(args: argparse.Namespace, processor: Qwen2VLProcessor, context: int) -> list[dict]:
     """The command line's pictures, clips and prompts → the content of a message, its media open."""
     items = []
-    for kind, value in args.content:
+    for kind, value in in_reading_order(args.content):
         if kind == "prompt":
             text = text_of(value)
             # what comes through a pipe may be anybody's words: they attach no files
@@ -93,11 +116,9 @@ def read_content(args: argparse.Namespace, processor: Qwen2VLProcessor, context:
     kinds = {item["type"] for item in items}
     if clip_options(args) and "video" not in kinds and not args.chat:
         raise ValueError("--fps, --nframes, --video-start and --video-end are about clips; add --video.")
-    if kinds == {"text"} and not "".join(item["text"] for item in items).strip():
-        raise ValueError("The prompt is empty; write a question or add --image.")
 
-    content = open_media(items, processor, context, clip_options(args))
+    content = watched_clips(open_media(items, processor, context, clip_options(args)))
     if "text" not in kinds and not args.chat:
-        video_prompt = BUNDLED_VIDEO_PROMPT if args.model in (None, "tiny") else VIDEO_PROMPT
+        video_prompt = BUNDLED_VIDEO_PROMPT if is_bundled(args.model) else VIDEO_PROMPT
         content.append({"type": "text", "text": video_prompt if "video" in kinds else PICTURE_PROMPT})
     return content

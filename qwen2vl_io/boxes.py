@@ -7,6 +7,7 @@ thousandths of the picture's width and height. Decode with skip_special_tokens=F
 from __future__ import annotations
 
 import colorsys
+import math
 import re
 from dataclasses import dataclass
 
@@ -15,6 +16,9 @@ from PIL import Image, ImageDraw, ImageFont
 from qwen2vl_io.pictures import load_image
 
 BOX_SCALE = 1000
+TINY_SIDE = 112  # pixels: in a picture with a shorter side, names would cover what they name
+READABLE_SIDE = 280  # pixels of the shorter side, at which they do not
+LARGEST_SIDE = 1400  # pixels that the longer side may get by that
 MARKED = re.compile(
     r"<\|object_ref_start\|>(?P<name>(?:(?!<\|).)*)<\|object_ref_end\|>|<\|box_start\|>(?P<box>[^<]*)<\|box_end\|>",
     re.DOTALL,
@@ -58,6 +62,24 @@ def parse_boxes(text: str, width: int, height: int) -> list[Box]:
             (x1, x2), (y1, y2) = sorted((x1, x2)), sorted((y1, y2))
             boxes.append(Box(name, x1 * width, y1 * height, x2 * width, y2 * height))
     return boxes
+
+
+def enlarge_tiny(image, boxes: list[Box]) -> tuple[Image.Image, list[Box], int]:
+    """A picture too small to write on, with its boxes, a whole number of times as large; others stay as they are.
+
+    Its pixels become squares, so that nothing is invented. Returns the factor, too: 1 where nothing was done.
+    """
+    image = load_image(image)
+    shorter, longer = sorted(image.size)
+    factor = 1
+    if shorter < TINY_SIDE:
+        factor = max(1, min(math.ceil(READABLE_SIDE / shorter), LARGEST_SIDE // longer))
+    if factor == 1:
+        return image, boxes, 1
+
+    large = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    corners = [(factor * side for side in (box.x1, box.y1, box.x2, box.y2)) for box in boxes]
+    return large, [Box(box.name, *sides) for box, sides in zip(boxes, corners)], factor
 
 
 def draw_boxes(image, boxes: list[Box]) -> Image.Image:

@@ -8,19 +8,30 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from qwen2vl_io import limits
+from qwen2vl_io.keys import (
+    check_address,
+    check_item_keys,
+    check_message_keys,
+    kind_of,
+)
+from qwen2vl_io.official_processor import OfficialImageProcessor
 from qwen2vl_io.options import (
     FOR_KIND,
     MEDIA_OPTIONS,
-    SAME,
     VIDEO_OPTIONS,
     call_options,
+    check_frame_numbers,
     check_image_processor,
     check_numbers,
+    own_names,
 )
-from qwen2vl_io.pictures import load_image
+from qwen2vl_io.pictures import load_image, true_size
 from qwen2vl_io.sentences import shorten, shown
-from qwen2vl_io.sources import item_source
-from qwen2vl_io.videos import load_video
+from qwen2vl_io.sources import SOURCE_KEYS, item_source
+from qwen2vl_io.videos import FPS, Video, load_video
+
+WHAT = {"image": "pictures", "video": "clips"}
 
 
 class BatchFeature(dict):
@@ -59,7 +70,7 @@ def as_conversations(conversation) -> tuple[list[list[dict]], bool]:
 
 
 def as_messages(messages) -> list[dict]:
-    """One conversation, checked; strings among the items of its messages become text items."""
+    """One conversation, checked; strings among the items of its messages become text items, keys of None go."""
     if not isinstance(messages, list | tuple) or not all(isinstance(message, dict) for message in messages):
         raise ValueError("A conversation is a list of messages, and a message is a dict with 'role' and 'content'.")
     checked = []
@@ -78,23 +89,24 @@ def as_messages(messages) -> list[dict]:
             if not isinstance(content, list | tuple):
                 raise ValueError(f"A message's content is a text or a list of items, not a {type(content).__name__}.")
             content = [{"type": "text", "text": item} if isinstance(item, str) else item for item in content]
-            for item in content:
-                check_item(item)
-        checked.append({**message, "content": content})
+            content = [checked_item(item) for item in content]
+        checked.append(check_message_keys(message) | {"content": content})
     return checked
 
 
-def check_item(item) -> None:
-    """An item of a message's content is a text, a picture or a clip."""
+def checked_item(item) -> dict:
+    """An item of a message's content is a text, a picture or a clip; keys that are None go."""
     if not isinstance(item, dict):
         raise ValueError(f"An item of a message is a dict with a 'type', not a {type(item).__name__}.")
+    item = check_item_keys(item)
     if media_kind(item):
-        check_numbers(item)
-    elif isinstance(item.get("text"), str):
-        check_text(item["text"])
+        check_numbers(own_names(item))
+        check_address(item)
+    elif not isinstance(item["text"], str):
+        raise ValueError(f"The text of an item is a text, not a {type(item['text']).__name__} ({shown(item['text'])}).")
     else:
-        keys = shorten(", ".join(sorted(map(str, item))) or "nothing")
-        raise ValueError(f"An item of a message has a 'text', an 'image' or a 'video', but this one has {keys}.")
+        check_text(item["text"])
+    return item
 
 
 def check_text(text) -> str:
@@ -108,11 +120,7 @@ def check_text(text) -> str:
     return text
 
 
-def media_kind(item: dict) -> str | None:
-    """'image', 'video' or None for one item of a message's content, by the official template's rule."""
-    if item.get("type") == "image" or "image" in item or "image_url" in item:
-        return "image"
-    return "video" if item.get("type") == "video" or "video" in item else None
+media_kind = kind_of  # 'image', 'video' or None for one item of a message's content
 
 
 def item_options(item: dict, options: dict) -> tuple[tuple | None, dict, int | None, dict]:
@@ -122,25 +130,60 @@ def item_options(item: dict, options: dict) -> tuple[tuple | None, dict, int | N
     one.
     """
     options = options | options.get(FOR_KIND[media_kind(item)], {})
-    own = {SAME.get(name, name): value for name, value in item.items() if value is not None}
+    own = own_names(item)
+    check_numbers(own)
     if own.keys() & {"fps", "nframes"}:  # two ways to say the same
         options = {name: value for name, value in options.items() if name not in ("fps", "nframes")}
     options = options | {name: own[name] for name in MEDIA_OPTIONS if name in own}
     size = options.get("resized_height"), options.get("resized_width")
-    limits = {name: options.get(name) for name in ("min_pixels", "max_pixels")}
+    areas = {name: options.get(name) for name in ("min_pixels", "max_pixels")}
     sampling = {name: options[name] for name in VIDEO_OPTIONS if name in options}
-    return None if None in size else size, limits, options.get("total_pixels"), sampling
+    check_frame_numbers(sampling)
+    if options.get("do_sample_frames") is False and media_kind(item) == "video":
+        check_taken_whole(item_source(item), sampling)
+    return None if None in size else size, areas, options.get("total_pixels"), sampling
 
 
-def process_vision_info(conversations) -> tuple[list | None, list | None]:
+def check_taken_whole(source, sampling: dict) -> None:
+    """`do_sample_frames=False` is what happens to frames anyway, and no way to read a file."""
+    is_frames = isinstance(source, list | tuple | Video) or getattr(source, "ndim", 0) == 4
+    if not is_frames:
+        raise ValueError("do_sample_frames=False is for frames that are given; of a file, nframes are taken.")
+    if "nframes" in sampling and not isinstance(source, Video):
+        raise ValueError("do_sample_frames=False and nframes contradict each other; leave one of them out.")
+
+
+def process_vision_info(
+    conversations, return_video_kwargs: bool = False, image_patch_size: int = 14, return_video_metadata: bool = False
+) -> tuple:
     """The pictures and the clips of conversations, for `processor(text=…, images=…, videos=…)`; None if there are none.
 
     qwen-vl-utils' function of this name reads and resizes them. Here they stay items of messages, with their options.
+    `return_video_kwargs`: a third value, {"fps": how many frames of each clip's seconds are taken}, to be passed on to
+    the processor, too. The clips are opened for that, and their frames chosen.
     """
-    messages = [message for conversation in as_conversations(conversations)[0] for message in conversation]
-    items = [item for message in messages if not isinstance(message["content"], str) for item in message["content"]]
+    if image_patch_size != 14:
+        raise ValueError(f"image_patch_size={shown(image_patch_size)} is another model's; Qwen2-VL's patches have 14.")
+    if return_video_metadata:
+        raise ValueError("return_video_metadata is not supported: Qwen2-VL reads no times; leave it out.")
+    items = media_items(as_conversations(conversations)[0])
     images, videos = ([item for item in items if media_kind(item) == kind] for kind in ("image", "video"))
-    return images or None, videos or None
+    if not return_video_kwargs:
+        return images or None, videos or None
+    opened = [open_clip(item) for item in videos]
+    rates = {"fps": [rate for _, rate in opened]} if opened else {}
+    return images or None, [item for item, _ in opened] or None, rates
+
+
+def open_clip(item: dict) -> tuple[dict, float]:
+    """A clip's item → the same with the clip open, and how many frames of its seconds are taken."""
+    *_, sampling = item_options(item, {})
+    source = item_source(item)
+    video = load_video(source, **sampling)
+    rest = {key: value for key, value in item.items() if key not in SOURCE_KEYS}
+    if video.video_fps is None:  # frames that were taken already
+        return rest | {"type": "video", "video": source}, float(sampling.get("fps", FPS))
+    return rest | {"type": "video", "video": video}, video.num_frames / video.total_frames * video.video_fps
 
 
 def media_items(conversations: list[list[dict]]) -> list[dict]:
@@ -172,12 +215,42 @@ def collect_patches(items: list[dict], make_patches: Callable[[dict], tuple[Tens
 
 def as_items(kind: str, entries: list) -> list[dict]:
     """Pictures or clips → items of a message, which some may be already."""
-    return [entry if isinstance(entry, dict) else {"type": kind, kind: entry} for entry in entries]
+    items = [checked_item(entry) if isinstance(entry, dict) else {"type": kind, kind: entry} for entry in entries]
+    for item in items:
+        if media_kind(item) != kind:
+            given = shorten(", ".join(map(str, item)))
+            raise ValueError(f"Among the {WHAT[kind]} is an item that is none: it has {given}.")
+    return items
 
 
-def as_list(images) -> list:
-    """One picture or a list of them → a list."""
-    return [] if images is None else list(images) if isinstance(images, list | tuple) else [images]
+def as_list(given, kind: str = "image") -> list:
+    """One picture, prompt or clip, or a list of them, or a batch of them in one array → a list."""
+    if given is None:
+        return []
+    is_batch = getattr(given, "ndim", 0) == {"image": 4, "video": 5}[kind]
+    return list(given) if isinstance(given, list | tuple) or is_batch else [given]
+
+
+def flat_list(given, kind: str) -> list:
+    """Pictures or clips without a text: one, a list of them, or a list of lists, as one list."""
+    if kind == "video" and is_clip(given):
+        return [given]
+    entries = []
+    for entry in as_list(given, kind):
+        entries += as_list(entry, kind) if is_nested(entry, kind) else [entry]
+    return entries
+
+
+def is_nested(entry, kind: str) -> bool:
+    """Whether an entry of a list is a list of pictures or clips itself, that of one prompt."""
+    if getattr(entry, "ndim", 0) == {"image": 4, "video": 5}[kind]:
+        return True
+    if not isinstance(entry, list | tuple):
+        return False
+    if kind == "image":
+        return True
+    first = entry[0] if entry else None  # a list of paths or pictures is one clip, that of its frames
+    return isinstance(first, dict | list | tuple) or getattr(first, "ndim", 0) == 4
 
 
 def is_clip(entry) -> bool:
@@ -188,14 +261,16 @@ def is_clip(entry) -> bool:
 
 def flatten_media(kind: str, given, prompts: list[list[str]]) -> list[dict]:
     """The pictures or clips given beside prompts (one, a list, or one list a prompt) → media items in order."""
-    entries = [given] if is_clip(given) and kind == "video" else as_list(given)
+    entries = [given] if is_clip(given) and kind == "video" else as_list(given, kind)
     wanted = f"<|{kind}_pad|>"
-    what = {"image": "pictures", "video": "clips"}[kind]
+    what = WHAT[kind]
     counts = [prompt.count(wanted) for prompt in prompts]
     if any(isinstance(entry, list | tuple) and not (kind == "video" and is_clip(entry)) for entry in entries):
-        if [len(entry) if isinstance(entry, list | tuple) else -1 for entry in entries] != counts:
+        is_one_a_prompt = [len(entry) if isinstance(entry, list | tuple) else -1 for entry in entries] == counts
+        is_frames = kind == "video" and sum(counts) == len(entries)  # each list has the paths of a clip's frames
+        if not is_one_a_prompt and not is_frames:
             raise ValueError(f"Each prompt needs as many {wanted} as there are {what} in its list.")
-        entries = [one for entry in entries for one in entry]
+        entries = [one for entry in entries for one in entry] if is_one_a_prompt else entries
     if sum(counts) != len(entries):
         raise ValueError(f"The text has {sum(counts)} {wanted} but {len(entries)} {what} were given.")
     return as_items(kind, entries)
@@ -216,6 +291,7 @@ def check_inputs(
     if continues and new_tokens == 1:
         return
     for kind, (token_id, pixels, grid_thw) in (("image", images), ("video", videos)):
+        check_pixels(kind, pixels, grid_thw, vision_config.spatial_merge_size)
         check_placeholders(kind, input_ids == token_id, pixels, grid_thw, vision_config.spatial_merge_size)
 
 
@@ -235,6 +311,24 @@ def next_grid(grids: dict[int, Iterator], token_id: int, row: int) -> list[int]:
     return grid
 
 
+def check_pixels(name: str, pixels: Tensor | None, grid_thw: Tensor | None, merge: int) -> None:
+    """The pixels of all pictures (or clips) of a call, and their grids, have the shapes that the processor gives."""
+    shape = tuple(getattr(pixels, "shape", ()))
+    if pixels is not None and (not isinstance(pixels, Tensor) or len(shape) != 2 or not pixels.is_floating_point()):
+        what = f"a tensor of shape {shape}" if isinstance(pixels, Tensor) else f"a {type(pixels).__name__}"
+        rows = f"rows (patches, 1176) of all {name}s"
+        raise ValueError(f"The {name} pixels are {rows}, as the processor gives them, not {what}.")
+    if grid_thw is None:
+        return
+    is_table = isinstance(grid_thw, Tensor) and grid_thw.ndim == 2 and grid_thw.shape[1] == 3
+    is_whole = is_table and not grid_thw.is_floating_point() and grid_thw.dtype != torch.bool
+    if not is_whole or bool((grid_thw < 1).any()) or bool((grid_thw[:, 1:] % merge).any()):
+        raise ValueError(
+            f"{name}_grid_thw is a tensor ({name}s, 3) of whole numbers t, h, w above zero, h and w multiples of "
+            f"{merge}, as the processor gives it, not {shown(grid_thw)}."
+        )
+
+
 def check_placeholders(name: str, is_media: Tensor, pixels: Tensor | None, grid_thw: Tensor | None, merge: int) -> None:
     """Every row's media tokens (`is_media`, (B, Q)) must be used up exactly by the next pictures, in order."""
     sizes = [] if grid_thw is None else (grid_thw.prod(1) // merge**2).tolist()  # tokens of each picture
@@ -251,12 +345,6 @@ def check_placeholders(name: str, is_media: Tensor, pixels: Tensor | None, grid_
         raise ValueError(f"{len(sizes)} {name}(s) are left over: no row has <|{name}_pad|> tokens for them.")
 
 
-def check_template(chat_template: str | None) -> None:
-    """A checkpoint without Qwen2-VL's chat template, such as a base model, cannot take messages."""
-    if "<|im_start|>" not in (chat_template or ""):
-        raise ValueError("No chat template in this checkpoint (a base model?): write a prompt for processor(text=…).")
-
-
 def check_control_tokens(file, special_ids: dict) -> None:
     """A tokenizer without them belongs to another model."""
     wanted = "endoftext im_start im_end vision_start vision_end image_pad video_pad".split()
@@ -268,7 +356,7 @@ def check_control_tokens(file, special_ids: dict) -> None:
 # ── From messages to patches, and from ids to text ──────────────────────────────────────────────────────────────────
 
 
-class MediaReader:
+class MediaReader(OfficialImageProcessor):
     """The part of an image processor that finds and opens the pictures and clips of a call.
 
     How large they become, and their patches, are up to the class that inherits it: `target_size`, `frame_size` and
@@ -283,31 +371,67 @@ class MediaReader:
 
         Clips (one or a list) → `pixel_values_videos` and `video_grid_thw`. Options as for `apply_chat_template`.
         """
-        clips = [videos] if is_clip(videos) else as_list(videos)
-        items = as_items("image", as_list(images)) + as_items("video", clips)
+        items = as_items("image", flat_list(images, "image")) + as_items("video", flat_list(videos, "video"))
+        if not items:
+            raise ValueError("There is nothing to process; give images or videos (or, to a processor, a text).")
         return self.collect(items, call_options(asked, text=False))
 
     __call__ = preprocess
 
     def collect(self, items: list[dict], asked: dict) -> BatchFeature:
         """Media items of messages → their patches and grids, pictures and clips apart, each in their order."""
+        items, asked = with_rates(items, asked)
         return collect_patches(items, lambda item: self.media_patches(item, **asked))
 
     def media_patches(self, item: dict, **asked) -> tuple[Tensor, tuple[int, int, int]]:
         """One media item → patches (N, 1176) and grid (t, h, w). The item's options win over the call's."""
+        item = checked_item(item)
         size, limits, total_pixels, sampling = item_options(item, asked)
         if media_kind(item) == "image":
             image = load_image(item_source(item))
-            height, width = size or (image.height, image.width)
-            return self.patches_of([image], self.target_size(height, width, **limits))
+            return self.patches_of([image], self.picture_size(*true_size(image), size, limits))
 
         video = load_video(item_source(item), **sampling)
-        if size:  # the caller's own size: no budget changes it
-            size = self.target_size(*size, **limits)
-        else:
-            clip = (video.num_frames, video.height, video.width)
-            size = self.frame_size(*clip, **limits, total_pixels=total_pixels)
+        size = self.clip_size(video, size, limits, total_pixels)
         return self.patches_of(video.frames(), size, resample="torch")  # clips have no "pillow" way, officially
+
+    def picture_size(self, height: int, width: int, size: tuple | None, asked: dict) -> tuple[int, int]:
+        """The size of a picture: `size`, (height, width), if its item or call says it, within the limits `asked`."""
+        if not size:
+            return self.target_size(height, width, **asked)
+        low, high = (asked.get(name) or getattr(self, name) for name in ("min_pixels", "max_pixels"))
+        return limits.own_size(size, self.patch_size * self.merge_size, low, high)
+
+    def clip_size(self, video: Video, size: tuple | None, asked: dict, total_pixels: int | None) -> tuple[int, int]:
+        """The same for a clip's frames; `total_pixels` is the budget for all of them together, or None."""
+        if not size:
+            return self.frame_size(video.num_frames, video.height, video.width, **asked, total_pixels=total_pixels)
+        low, high = (asked.get(name) or getattr(self, f"video_{name}") for name in ("min_pixels", "max_pixels"))
+        size = limits.own_size(size, self.patch_size * self.merge_size, low, high)
+        pairs = -(-video.num_frames // self.temporal_patch_size)
+        return limits.within(size, total_pixels or self.video_total_pixels, pairs)
+
+
+def with_rates(items: list[dict], asked: dict) -> tuple[list[dict], dict]:
+    """Items and options of a call, in which a list of frame rates, one for each clip, has gone into the clips."""
+    options = asked | {key: value for key, value in asked.get("videos_kwargs", {}).items() if key == "fps"}
+    rates = options.get("fps")
+    if not isinstance(rates, list | tuple):
+        return items, asked
+    clips = [item for item in items if media_kind(item) == "video"]
+    if len(clips) != len(rates):
+        raise ValueError(f"fps has {len(rates)} numbers for {len(clips)} clips; give one number, or one for each.")
+    own = {id(item): rate for item, rate in zip(clips, rates)}
+    dated = [item | {"fps": own[id(item)]} if is_undated(item) and id(item) in own else item for item in items]
+    rest = {key: value for key, value in asked.items() if key != "fps"}
+    if "videos_kwargs" in rest:
+        rest["videos_kwargs"] = {key: value for key, value in rest["videos_kwargs"].items() if key != "fps"}
+    return dated, rest
+
+
+def is_undated(item: dict) -> bool:
+    """Whether an item does not say itself how many frames are taken."""
+    return not own_names(item).keys() & {"fps", "nframes"}
 
 
 def whole_characters(new_ids: Iterable[int], tokenizer, skip_special_tokens: bool) -> Iterator[str]:

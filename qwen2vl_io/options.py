@@ -8,9 +8,11 @@ import numbers
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from qwen2vl_io.limits import of_size
 from qwen2vl_io.sentences import shown
 
 # ── Options of the processor ────────────────────────────────────────────────────────────────────────────────────────
@@ -24,6 +26,7 @@ VIDEO_OPTIONS = ("fps", "nframes", "video_start", "video_end", "min_frames", "ma
 FOR_KIND = {"image": "images_kwargs", "video": "videos_kwargs"}
 NESTED = (*FOR_KIND.values(), "processor_kwargs", "text_kwargs", "common_kwargs")  # dicts that official calls take
 TEXT_OPTIONS = ("padding", "return_tensors", "return_mm_token_type_ids")
+SETTING = "it is a setting of the image processor; give it to the constructor"
 SAME = {"video_fps": "fps", "num_frames": "nframes"}  # the official calls' other names
 # What the official calls take and we do otherwise or not at all: the values that ask for nothing, and why not others.
 REFUSED = {
@@ -46,15 +49,37 @@ REFUSED = {
     "do_rescale": ((None, True), "pass whole bytes, or fractions from 0 to 1"),
     "do_normalize": ((None, True), "the tower was trained on normalised pixels"),
     "do_convert_rgb": ((None, True), "the tower knows RGB only"),
-    "do_sample_frames": ((None, True), "nframes tells how many frames are taken"),
-    "size": ((None,), "say min_pixels and max_pixels, which are the same areas"),
     "device": ((None, "cpu"), "move the inputs with .to(device)"),
     "data_format": ((None, "channels_first"), "patches have one layout only"),
     "input_data_format": ((None,), "arrays are (height, width, 3), tensors (3, height, width)"),
+    "resample": ((None, 3, "bicubic"), 'the constructor takes resample="pillow" or "torch", both bicubic'),
+    "rescale_factor": ((None, 1 / 255), "bytes become fractions from 0 to 1; scale other numbers yourself"),
+    "do_center_crop": ((None, False), "crop pictures before"),
+    "crop_size": ((None,), "crop pictures before"),
+    "do_pad": ((None, False), "pictures keep their own sizes"),
+    "pad_size": ((None,), "pictures keep their own sizes"),
+    "disable_grouping": ((None, True, False), "pictures are resized one by one"),
+    "default_to_square": ((None, False), "pictures keep their shapes"),
+    "use_fast": ((None,), 'the constructor takes resample="torch", which is what the fast processor does'),
+    **dict.fromkeys(("patch_size", "temporal_patch_size", "merge_size"), ((None,), SETTING)),
+    **dict.fromkeys(("image_mean", "image_std"), ((None,), SETTING)),
+    "cap_pixels_per_frame": ((None, True), "a clip always has a budget; total_pixels says which"),
+    "max_video_tokens": ((None,), "total_pixels is the budget of a clip, 784 pixels a token"),
+    "use_token_compression": ((None, False), "Qwen2-VL has none; lower max_pixels or fps"),
+    "video_metadata": ((None, {}, []), "frames that are given are all taken, and files tell their own times"),
+    "video_load_backend": ((None, "pyav"), "clips are decoded by PyAV"),
+    "sample_indices_fn": ((None,), "fps or nframes choose frames; or pass a list of frames"),
+    **dict.fromkeys(("audio", "audios", "audio_kwargs"), ((None, {}), "Qwen2-VL does not hear")),
+    **dict.fromkeys(("text_pair", "text_target", "text_pair_target"), ((None,), "a prompt is one text")),
+    **dict.fromkeys(("return_overflowing_tokens", "return_length"), ((None, False), "no prompt is cut here")),
+    "return_special_tokens_mask": ((None, False), "compare the ids with tokenizer.special_ids"),
+    "return_offsets_mapping": ((None, False), "decode the ids one by one"),
+    "is_split_into_words": ((None, False), "join the words"),
+    "stride": ((None, 0), "no prompt is cut here"),
+    "verbose": ((None, True, False), "there is nothing more to say"),
 }
+IN_ITEMS = ("images", "videos")  # arguments of the processor's call, and no options of apply_chat_template
 PADDING = (True, False, "longest", "do_not_pad")
-MAX_RATIO = 200  # of a picture: its longer side / its shorter side
-MAX_AREA = 2**26  # pixels of a resized picture, more than twice as many as fit the context
 
 
 def call_options(asked: dict, text: bool = True) -> dict:
@@ -74,30 +99,90 @@ def call_options(asked: dict, text: bool = True) -> dict:
             if name in FOR_KIND.values():
                 apart[name] = inner
             else:
+                check_said_once(flat, inner)
                 flat |= inner
         else:
-            flat[SAME.get(name, name)] = value
-    known = (*MEDIA_OPTIONS, *(TEXT_OPTIONS if text else ("return_tensors",)))
+            flat[name] = value
+    known = (*MEDIA_OPTIONS, *SAME, "size", "do_sample_frames", *(TEXT_OPTIONS if text else ("return_tensors",)))
     options = {}
     for name, value in flat.items():
+        if name in IN_ITEMS and value is not None:
+            raise ValueError(f"{name} are no option of this call: they stand in the items of messages.")
         if name in REFUSED:
-            allowed, reason = REFUSED[name]
-            if not any(value is one or (isinstance(value, type(one)) and value == one) for one in allowed):
-                raise ValueError(f"{name}={shown(value)} is not supported: {reason}.")
-        elif name not in known:
-            close = get_close_matches(name[:100], [*known, *SAME], 1)
+            check_neutral(name, value)
+        elif name not in (*known, *IN_ITEMS):
+            close = get_close_matches(name[:100], known, 1)
             hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}."
             raise ValueError(f"The option {shown(name)} is unknown; {hint}")
         elif value is not None:
             options[name] = value
+    check_text_options(options)
+    options = own_names(options)
+    rates = options.get("fps")
+    for rate in rates if isinstance(rates, list | tuple) else ():  # one for each clip
+        check_numbers({"fps": rate})
+    check_numbers(options | {"fps": None} if isinstance(rates, list | tuple) else options)
+    return options | apart
+
+
+def check_neutral(name: str, value) -> None:
+    """An option of the official calls that is none here may only have a value that asks for nothing."""
+    allowed, reason = REFUSED[name]
+    plain = getattr(value, "value", value) if name == "resample" else value  # of torchvision's InterpolationMode
+    plain = str(value) if name == "device" and isinstance(value, torch.device) else plain
+    same = any(plain is one or (isinstance(plain, type(one)) and plain == one) for one in allowed)
+    if not same or (name == "resample" and isinstance(value, bool)):
+        raise ValueError(f"{name}={shown(value)} is not supported: {reason}.")
+
+
+def check_text_options(options: dict) -> None:
+    """Those options of a call that say in which form its ids are wanted."""
     padding = options.get("padding", True)
     tensors = options.get("return_tensors", "pt")
     if not isinstance(padding, bool | str) or padding not in PADDING:
         raise ValueError(f"padding={shown(padding)} is not supported: batches are as long as their longest row.")
     if not isinstance(tensors, str) or tensors != "pt":
         raise ValueError(f"return_tensors={shown(tensors)} is not supported; use 'pt', torch tensors.")
-    check_numbers(options)
-    return options | apart
+    if not isinstance(options.get("do_sample_frames", True), bool):
+        raise ValueError(f"do_sample_frames={shown(options['do_sample_frames'])} should be True or False.")
+
+
+def own_names(given: dict) -> dict:
+    """Options of a call or of a message's item under our names, those that are None left out.
+
+    `size`, whose two "edges" are areas, becomes min_pixels and max_pixels.
+    """
+    options: dict = {}
+    limits = of_size(given["size"]) if given.get("size") is not None else {}
+    for name, value in [*limits.items(), *given.items()]:
+        own = SAME.get(name, name)
+        if name == "size" or value is None:
+            continue
+        if own in options and not options[own] == value:
+            other = "size" if own in limits else ", ".join(one for one in SAME if SAME[one] == own)
+            raise ValueError(f"{own}={shown(value)} and {other} say the same differently; give one of the two.")
+        options[own] = value
+    return options
+
+
+def check_said_once(options: dict, others: dict) -> None:
+    """Options of a call and of a dict in it: the same name may not have two values."""
+    for name in options.keys() & others.keys():
+        if options[name] is not None and others[name] is not None and options[name] != others[name]:
+            raise ValueError(f"{name}={shown(options[name])} and {shown(others[name])} are both given; choose one.")
+
+
+def check_frame_numbers(sampling: dict) -> None:
+    """Numbers of frames that a user asked for may not contradict each other."""
+    least, most, number = (sampling.get(name) for name in ("min_frames", "max_frames", "nframes"))
+    if least is not None and most is not None and least > most:
+        raise ValueError(f"min_frames ({least}) is larger than max_frames ({most}); swap or lower it.")
+    if number is None:
+        return
+    taken = round(number / 2) * 2  # frames are taken in pairs
+    for name, limit, is_past in (("min_frames", least, "<"), ("max_frames", most, ">")):
+        if limit is not None and (taken < limit if is_past == "<" else taken > limit):
+            raise ValueError(f"nframes ({number}) contradicts {name} ({limit}), which is set, too; leave one out.")
 
 
 def is_number(value, kind: type, smallest: float, largest: float) -> bool:
@@ -137,6 +222,41 @@ def check_numbers(options: dict) -> None:
         raise ValueError("resized_height and resized_width go together: give both or none.")
 
 
+def check_frames(frames: Tensor, cell: int) -> None:
+    """What `patchify` is given: frames (T, 3, height, width) whose sides are whole cells of `cell` pixels."""
+    shape = tuple(getattr(frames, "shape", ()))
+    if not isinstance(frames, Tensor) or len(shape) != 4:
+        what = f"a tensor of shape {shape}" if isinstance(frames, Tensor) else f"a {type(frames).__name__}"
+        way_out = "; a single picture is frames[None]" if len(shape) == 3 else ""
+        raise ValueError(f"patchify takes a tensor of frames (T, channels, height, width), not {what}{way_out}.")
+    if not all(shape) or shape[2] % cell or shape[3] % cell:
+        raise ValueError(
+            f"Frames of shape {shape} cannot be cut into cells of {cell}×{cell} pixels; resize them to the size that "
+            "smart_resize gives."
+        )
+
+
+def checked_grid(patches: Tensor, grid, patch: int, frames: int, merge: int) -> tuple[int, int, int]:
+    """The grid (t, h, w) that `unpatchify` is given, if the patches (N, 1176) can have come from it."""
+    values = grid.tolist() if isinstance(grid, Tensor | np.ndarray) else grid
+    values = values[0] if isinstance(values, list | tuple) and len(values) == 1 else values  # (1, 3), a row of grid_thw
+    whole = isinstance(values, list | tuple) and len(values) == 3 and all(is_number(x, int, 1, 2**31) for x in values)
+    if not whole or values[1] % merge or values[2] % merge:
+        raise ValueError(
+            f"A grid is three whole numbers (t, h, w), h and w multiples of {merge}, not {shown(values)}; "
+            "patchify gives it, and a row of image_grid_thw is one."
+        )
+    t, h, w = map(int, values)
+    numbers = patch * patch * frames
+    if not isinstance(patches, Tensor) or patches.ndim != 2 or len(patches) != t * h * w or patches.shape[1] % numbers:
+        shape = tuple(getattr(patches, "shape", ()))
+        raise ValueError(
+            f"The grid {(t, h, w)} belongs to patches of shape ({t * h * w}, {3 * numbers}), not {shape}; give the "
+            "patches of one picture or clip and its own grid."
+        )
+    return t, h, w
+
+
 def check_image_processor(processor) -> None:
     """The fields of a Qwen2VLImageProcessor, which may come from anybody's preprocessor_config.json."""
     for name, value in vars(processor).items():
@@ -156,20 +276,6 @@ def check_image_processor(processor) -> None:
 
 # ── Options of the model ────────────────────────────────────────────────────────────────────────────────────────────
 
-GENERATION = {  # what the official generate takes besides our own, and the values that change nothing here
-    "use_cache": (None, True),
-    "num_beams": (None, 1),
-    "num_return_sequences": (None, 1),
-    "return_dict_in_generate": (None, False),
-    "output_scores": (None, False),
-    "synced_gpus": (None, False),
-    "streamer": (None,),
-    "max_length": (None,),
-    "min_new_tokens": (None,),
-    "generation_config": (None,),
-    "stopping_criteria": (None, []),
-    "logits_processor": (None, []),
-}
 MODEL_INPUTS = (
     *("attention_mask", "position_ids", "pixel_values", "pixel_values_videos", "image_grid_thw", "video_grid_thw"),
     "mm_token_type_ids",
@@ -194,14 +300,16 @@ def renamed(**names: str):
     return decorate
 
 
+GENERATION = ("max_new_tokens", "eos_token_id", "pad_token_id", "suppress_tokens", "seed", "cache")
+
+
 def generation_inputs(asked: dict) -> dict:
-    """The model's inputs among what a call of `generate` was given; other official options are refused by name."""
-    for name, value in asked.items():
-        if name not in MODEL_INPUTS and not any(value is one or value == one for one in GENERATION.get(name, ())):
-            known = "max_new_tokens, eos_token_id, suppress_tokens, seed, cache, do_sample, temperature, top_p"
-            known += ", top_k, repetition_penalty and the processor's output"
-            raise ValueError(f"generate({name}={shown(value)}) is not supported; it takes {known}.")
-    return {name: value for name, value in asked.items() if name in MODEL_INPUTS}
+    """The model's inputs among what a call of `generate` was given; whatever else is in it is unknown."""
+    for name in asked.keys() - {*MODEL_INPUTS}:
+        close = get_close_matches(str(name)[:100], [*MODEL_INPUTS, *GENERATION, *NEUTRAL], 1)
+        hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join((*GENERATION, *NEUTRAL))}, and inputs."
+        raise ValueError(f"generate({shown(name)}=…) is unknown; {hint}")
+    return dict(asked)
 
 
 NEUTRAL = {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
@@ -281,9 +389,12 @@ class GenerationPlan:
 
 def plan_generation(model, inputs: dict, eos_token_id, suppress_tokens, seed: int | None) -> GenerationPlan:
     """The plan for a call of `generate_steps`. Raises ValueError for what it does not understand."""
+    inputs = dict(inputs)
+    pad_id = inputs.pop("pad_token_id", None)
     settings, inputs = generation_settings(model.generation_config, inputs)
     end_ids = model.end_token_ids(eos_token_id)
-    pad_id = model.generation_config.get("pad_token_id", end_ids[0] if end_ids else 0)
+    if pad_id is None:
+        pad_id = model.generation_config.get("pad_token_id", end_ids[0] if end_ids else 0)
     if suppress_tokens is None:  # the vision tokens, which would announce a picture that is not there
         suppress_tokens = list(range(model.config.vision_start_token_id, model.config.video_token_id + 1))
 
@@ -301,22 +412,6 @@ def check_attention(name: str, known: dict) -> None:
     """The name of an attention implementation."""
     if not isinstance(name, str) or name not in known:
         raise ValueError(f"attn_implementation={shown(name)} is not one of {', '.join(known)}.")
-
-
-def check_sizes(height: int, width: int, min_pixels: int, max_pixels: int) -> None:
-    """The size of a picture and the limits of its area, in pixels, before it is resized."""
-    if min(height, width) < 1:
-        raise ValueError(f"A picture of {width}×{height} pixels has nothing in it.")
-    if min_pixels > max_pixels:
-        raise ValueError(f"min_pixels ({min_pixels}) is larger than max_pixels ({max_pixels}); swap or lower it.")
-    if max(height, width) / min(height, width) > MAX_RATIO:
-        raise ValueError(f"A picture of {width}×{height} pixels is longer than {MAX_RATIO}:1; crop it first.")
-
-
-def check_area(height: int, width: int) -> None:
-    """The size to which a picture would be resized, in pixels."""
-    if height * width > MAX_AREA:
-        raise ValueError(f"{width}×{height} pixels do not fit a context of tokens; lower min_ and max_pixels.")
 
 
 def check_lengths(rows: list[list[int]], asked: dict) -> None:

@@ -11,22 +11,51 @@ from __future__ import annotations
 import io
 import logging
 import os
-import re
 import warnings
+import zlib
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.ExifTags import Base
 
+from qwen2vl_io.formats import (
+    AVIF,
+    BITS,
+    CAMERA_RAW,
+    HEAD_BYTES,
+    HEIC,
+    JPEG,
+    PHOTOMETRIC,
+    PNG,
+    RAW,
+    READ,
+    SAMPLE_FORMAT,
+    TIFF,
+    Kind,
+    is_camera_raw,
+    kind_of,
+    kind_of_tail,
+    not_a_picture,
+)
+from qwen2vl_io.picture_files import (
+    FORMATS,
+    draft_scale,
+    open_heic,
+    open_large_jpeg,
+    read_segments,
+    unreadable,
+    with_two_ends,
+    without_large_notes,
+)
 from qwen2vl_io.sentences import damaged
 from qwen2vl_io.sources import opener
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # all others stay closed, with their decoders' bugs
 MAX_IMAGE_PIXELS = 2**26  # width × height, 67 million; to decode one and make it RGB takes up to 13 bytes each
+MAX_DRAFT_PIXELS = 2**28  # of a JPEG, of which the decoder makes fewer
 MAX_JPEG_SCANS = 500, 2**30  # of a progressive JPEG, and pixels of all: each scan goes over all pixels again
 MAX_PICTURE_BYTES = 2**29  # of a file
 UPRIGHT = 1  # of EXIF's orientations
-JPEG_MARKER = re.compile(rb"\xff([^\xff\x00\x01\xd0-\xd8])")  # the markers that a length follows
+TRUE_SIZE = "true size"  # the key in a picture's `info` under which that of a larger file stands
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # it would log to stderr what we say in our own words
 
@@ -37,7 +66,8 @@ def load_image(source, rotate_by_exif: bool = True) -> Image.Image:
     `source`: a path (str or Path, also "file://…"), an http(s) URL, the bytes of a file, a base64 data URI, a PIL
     picture, a numpy array (height, width[, 1, 3 or 4]) or a torch tensor ([1, 3 or 4,] height, width), of whole numbers
     (uint8, uint16) or fractions 0..1. An animation gives its first frame. `rotate_by_exif=False` leaves a photograph as
-    the camera stored it (except in TIFF files, which Pillow turns by itself). A plain RGB picture comes back unchanged.
+    the camera stored it (except in TIFF and HEIC files, which are turned by their decoders). A plain RGB picture comes
+    back unchanged. A JPEG of more than MAX_IMAGE_PIXELS comes back smaller (see `true_size`).
 
     Raises FileNotFoundError if there is no such file, else ValueError.
     """
@@ -59,64 +89,144 @@ def load_image(source, rotate_by_exif: bool = True) -> Image.Image:
 def decode(file, name: str, rotate_by_exif: bool) -> Image.Image:
     """A file opened for reading → an RGB picture. `name` is what error messages call it."""
     image = read_header(file, name)
-    picture = upright_rgb(image, name, rotate_by_exif)
-    return picture.copy() if picture is image else picture  # a copy has no ties to the file, which is about to close
+    if image.format not in ("JPEG", "MPO"):
+        return without_file(upright_rgb(image, name, rotate_by_exif, file), image)
+
+    true_width, true_height = image.size
+    *others, image = served_jpeg(image, file, name)
+    digests = [zlib.crc32(upright_rgb(other, name, rotate_by_exif).tobytes()) for other in others]
+    del others  # with their pixels
+    picture = without_file(upright_rgb(image, name, rotate_by_exif), image)
+    if digests and zlib.crc32(picture.tobytes()) not in digests:
+        raise ValueError(damaged(name, "its last pixels are missing"))
+    if image.size != (true_width, true_height):
+        turned = exif_orientation(image) >= 5 and rotate_by_exif  # by a quarter
+        picture.info[TRUE_SIZE] = picture.size, (true_height, true_width) if turned else (true_width, true_height)
+    return picture
+
+
+def without_file(picture: Image.Image, image: Image.Image) -> Image.Image:
+    """A picture without ties to the file of `image`, which is about to close."""
+    return picture.copy() if picture is image else picture
+
+
+def true_size(image: Image.Image) -> tuple[int, int]:
+    """The (height, width) of a picture in its file, by which its size in tokens is chosen.
+
+    It differs from that of the pixels only for a JPEG beyond MAX_IMAGE_PIXELS, as phones with 108 or 200 megapixels
+    write them: of such a file the decoder makes a half of each side (a quarter or an eighth if need be), which is what
+    it would average anyway before the model sees it. So the tokens are those of the whole picture, its values differ a
+    little from those of the whole picture resized. All others equal Pillow's to the bit.
+    """
+    found = image.info.get(TRUE_SIZE)
+    now, true = found if isinstance(found, tuple) else (None, None)  # a PNG may hold a text of that name
+    width, height = true if image.size == now else image.size  # else it has been cut or resized since
+    return height, width
 
 
 def read_header(file, name: str, max_bytes: int = MAX_PICTURE_BYTES) -> Image.Image:
     """A file opened for reading → a PIL picture of which no pixels are decoded yet."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's doubts about metadata are nothing a user could act on
+        kind = None
         size = None
         try:
             size = file.seek(0, io.SEEK_END)
+            if size > max_bytes:
+                raise OverflowError
             file.seek(0)
-            image = Image.open(file, formats=FORMATS) if size <= max_bytes else None
-        except UnidentifiedImageError:
-            if not size:
-                raise ValueError(f"{name} is empty; get it again.") from None
-            formats = ", ".join(FORMATS)
-            raise ValueError(f"{name} is no picture, or none that can be read; save it as one of {formats}.") from None
+            kind = kind_of(file.read(HEAD_BYTES))
+            if kind is TIFF and is_camera_raw(file):
+                kind = CAMERA_RAW
+            if kind and kind.family == RAW:  # many are TIFFs within, and Pillow would show the thumbnail
+                raise UnidentifiedImageError
+            return open_file(file, kind)
+        except OverflowError:
+            text = f"{name} has {size:,} bytes, more than the limit of {max_bytes:,}; make it smaller first."
+        except UnidentifiedImageError as error:
+            text = unidentified(file, name, kind, error) if size else f"{name} is empty; get it again."
         except Image.DecompressionBombError:
-            raise ValueError(too_large(name)) from None
+            text = too_large(name)
         except Exception as error:  # decoders of damaged files raise whatever comes
-            raise ValueError(damaged(name, error)) from None
-    if image is None:
-        raise ValueError(f"{name} has {size:,} bytes, more than the limit of {max_bytes:,}; make it smaller first.")
-    most = min(MAX_JPEG_SCANS[0], MAX_JPEG_SCANS[1] // max(1, image.width * image.height))
-    if image.format in ("JPEG", "MPO") and too_many_scans(file, most):
-        raise ValueError(f"{name} is a JPEG of more than {most} scans; save it as a PNG or an ordinary JPEG.")
-    return image
+            text = unreadable(name, error)
+    raise ValueError(text)
 
 
-def too_many_scans(file, most: int) -> bool:
-    """Whether a JPEG goes over its pixels more than `most` times, or has absurdly many segments."""
+def open_file(file, kind: Kind | None) -> Image.Image:
+    """A file of that kind → a PIL picture that is not decoded yet."""
+    if kind is PNG:
+        file = without_large_notes(file)
     file.seek(0)
-    data = file.read()
-    at = 0
-    count = 0
-    for _ in range(10_000):
-        marker = JPEG_MARKER.search(data, at)
-        if not marker or marker[1] == b"\xd9":  # the end of the picture; others can follow
-            return False
-        count += marker[1] == b"\xda"
-        if count > most:
-            return True
-        at = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
-    return True
+    if kind is HEIC:
+        return open_heic(file)
+    try:
+        return Image.open(file, formats=FORMATS)
+    except Image.DecompressionBombError:
+        if kind is JPEG:
+            return open_large_jpeg(file)
+        raise
 
 
-def upright_rgb(image: Image.Image, name: str, rotate_by_exif: bool) -> Image.Image:
-    """A PIL picture, perhaps not decoded yet → RGB, turned as its EXIF says."""
+def unidentified(file, name: str, kind: Kind | None, error: Exception) -> str:
+    """The sentence about a file that Pillow does not know: what it is, or that it is damaged."""
+    try:
+        if kind is None:
+            file.seek(-min(26, file.seek(0, io.SEEK_END)), io.SEEK_END)
+            kind = kind_of_tail(file.read())
+        if kind is None:
+            return f"{name} is no picture, or none that can be read; save it as one of {', '.join(FORMATS)}."
+        if kind.family != READ and not (kind is AVIF and "AVIF" in FORMATS):
+            return not_a_picture(name, kind)
+        if kind is JPEG and read_segments(rewound(file).read(), MAX_JPEG_SCANS[0]).is_rare:
+            return unreadable(name, "unsupported kind of JPEG")
+        return unreadable(name, error, file)
+    except OSError as error:
+        return damaged(name, error)
+
+
+def rewound(file):
+    """The same file, standing at its first byte."""
+    file.seek(0)
+    return file
+
+
+def served_jpeg(image: Image.Image, file, name: str) -> list[Image.Image]:
+    """A JPEG → the same, ready to be decoded within the limits; two of it if its end is missing (`with_two_ends`)."""
+    pixels = max(1, image.width * image.height)
+    if pixels > MAX_DRAFT_PIXELS:
+        raise ValueError(too_large(f"{name} ({image.width}×{image.height})"))
+    data = rewound(file).read()
+    most = min(MAX_JPEG_SCANS[0], MAX_JPEG_SCANS[1] // pixels)
+    jpeg = read_segments(data, most)
+    if jpeg.scans > most:
+        raise ValueError(f"{name} is a JPEG of more than {most} scans; save it as a PNG or an ordinary JPEG.")
+    if jpeg.is_rare:
+        raise ValueError(unreadable(name, "unsupported kind of JPEG"))
+
+    versions = [image]
+    if not jpeg.has_end and jpeg.scans and not jpeg.missing:
+        versions = [open_large_jpeg(io.BytesIO(whole)) for whole in with_two_ends(data)]
+    # a decoder holds all frequencies of a picture of several scans, however few pixels it is to make
+    scale = draft_scale(*image.size, MAX_IMAGE_PIXELS) if jpeg.scans == 1 else 1
+    if scale != 1:
+        for version in versions:
+            version.draft(None, (image.width // scale, image.height // scale))
+    return versions
+
+
+def upright_rgb(image: Image.Image, name: str, rotate_by_exif: bool, file=None) -> Image.Image:
+    """A PIL picture, perhaps not decoded yet (from `file`) → RGB, turned as its EXIF says."""
     check_size(image.width, image.height, name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
+            key = transparent_value(image)
             image.load()  # a file that was cut off fails here
         except Exception as error:
-            raise ValueError(damaged(name, error)) from None
+            raise ValueError(unreadable(name, error, file)) from None
+        check_size(image.width, image.height, name)  # HEIC: what is decoded can have another size than its header says
         orientation = exif_orientation(image)
-        rgb = to_rgb(image, name)
+        rgb = to_rgb(image, name, key)
     if orientation == UPRIGHT:
         return rgb
 
@@ -125,6 +235,19 @@ def upright_rgb(image: Image.Image, name: str, rotate_by_exif: bool) -> Image.Im
         bare.getexif()[Base.Orientation] = orientation
         bare = ImageOps.exif_transpose(bare)
     return bare
+
+
+def transparent_value(image: Image.Image):
+    """Which grey of a picture that is not decoded yet stands for "nothing here", as its pixels will have it.
+
+    Of a PNG of 2 or 4 bits Pillow hands out that grey as the file has it, but the pixels scaled to 8 bits.
+    """
+    key = image.info.get("transparency")
+    stored = getattr(image.tile[0], "args", None) or image.tile[0][3] if getattr(image, "tile", None) else None
+    stored = stored[0] if isinstance(stored, tuple) and stored else stored
+    if stored == "RGB;16B" and key is not None:
+        raise ValueError("unsupported: 16 bits a channel and a transparent colour")  # of which only 8 bits are left
+    return key * {"L;2": 85, "L;4": 17}.get(stored, 1) if isinstance(key, int) else key
 
 
 def exif_orientation(image: Image.Image) -> int:
@@ -136,22 +259,69 @@ def exif_orientation(image: Image.Image) -> int:
     return orientation if orientation in range(2, 9) else UPRIGHT
 
 
-def to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """Any mode → RGB: what is transparent shows white, and what has more than 8 bits a channel is scaled, not cut."""
-    if image.mode[0] in "IF":  # "I;16…", "I" (in which Pillow hands out other 16-bit files) and floats
-        values = np.asarray(image)
-        # no file of floats says which value is white; 1, 255 and 65535 are the usual ones
-        for top in (1, 255, 65535) if image.mode == "F" else (65535,):
-            if values.max() <= top:
-                return Image.fromarray(to_bytes(values, top)).convert("RGB")
-        raise ValueError(f"{name} has values up to {values.max():g}, beyond 65535; bring them to 0..1 first.")
+def to_rgb(image: Image.Image, name: str, key=None) -> Image.Image:
+    """Any mode → RGB: what is transparent shows white, and what has more than 8 bits a channel is scaled, not cut.
+
+    `key`: the grey that stands for transparent, if it is another than the picture itself says.
+    """
+    # "I;16…", "I" (in which Pillow hands out other 16-bit files) and floats
+    if image.mode[0] in "IF" or image.mode == "L" and has_signed_values(image):
+        return scaled_grey(image, name)
     try:
         if not image.has_transparency_data:
             return image if image.mode == "RGB" else image.convert("RGB")
+        if key != image.info.get("transparency"):
+            image = image.copy()
+            image.info["transparency"] = key
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    except ValueError:  # La (grey, alpha multiplied in), for example
+    except Exception:  # La (grey, alpha multiplied in), for example; or a palette that does not fit
         raise ValueError(f"{name} has the colour mode {image.mode}, which cannot become RGB; save it as RGB.") from None
+
+
+def scaled_grey(image: Image.Image, name: str) -> Image.Image:
+    """Greys of more than 8 bits → RGB. What value is white depends on the file; if nothing tells, it is refused."""
+    tags = getattr(image, "tag_v2", None) or {}  # of a TIFF
+    bits = (first_number(tags.get(BITS)) or 32) if tags else 16
+    is_signed = has_signed_values(image)
+    is_negative = first_number(tags.get(PHOTOMETRIC)) == 0  # "white is zero", which Pillow heeds for 8 bits only
+    values = np.asarray(image)
+    values = values.view(np.int8) if values.dtype == np.uint8 else values
+    low, high = values.min(), values.max()
+
+    top = 2**bits - 1 if bits <= 16 else 65535
+    if image.mode == "F" or tags and not image.mode.startswith("I;"):
+        # no such file says which value is white. It is told by the brightest, if that is near one of the usual ones
+        tops = (1, 255, 65535) if image.mode == "F" else () if is_signed and bits < 32 else (65535,)
+        top = next((top for top in tops if top / (4 if top == 1 else 2) < high <= top or high == low == 0), None)
+        if top is None or not low >= 0 or is_negative:  # so written, NaN is refused too
+            raise ValueError(
+                f"{name} has values from {low:g} to {high:g}, and nothing says which of them is white; scale them to "
+                "0..1, the brightest to 1, or save it with 8 bits a channel."
+            )
+    if low < 0 or high > top:
+        raise ValueError(
+            f"{name} has values from {low:g} to {high:g}, beyond 0..{top}; bring them to 0..{top}, or save it with 8 "
+            "bits a channel."
+        )
+    grey = to_bytes(values, top)
+    if is_negative:
+        grey = 255 - grey
+    key = image.info.get("transparency")
+    if isinstance(key, int):
+        grey[values == key] = 255
+    return Image.fromarray(grey).convert("RGB")
+
+
+def has_signed_values(image: Image.Image) -> bool:
+    """Whether a TIFF holds signed numbers, of which Pillow hands out those of 8 bits as if they had no sign."""
+    return first_number((getattr(image, "tag_v2", None) or {}).get(SAMPLE_FORMAT)) == 2
+
+
+def first_number(value) -> int | None:
+    """A tag of a TIFF, which Pillow hands out as a number or as several."""
+    value = value[0] if isinstance(value, tuple) and value else value
+    return value if isinstance(value, int) else None
 
 
 def to_bytes(values: np.ndarray, top: float) -> np.ndarray:

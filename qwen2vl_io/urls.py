@@ -34,6 +34,20 @@ PIECE_BYTES = 64 * 2**10  # read at a time
 REDIRECTS = (301, 302, 303, 307, 308)
 # Spaces and control characters could end the request line early; half characters (surrogates) cannot be encoded.
 FORBIDDEN = re.compile(r"[\s\x00-\x20\x7f-\x9f\ud800-\udfff]")
+# Addresses that Python calls public, or did in some version, and that lead into a network all the same.
+NOT_PUBLIC = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        "168.63.129.16/32",  # Azure's own services, from within its machines
+        "100.100.100.200/32",  # Alibaba's
+        "192.0.0.0/24",  # between protocols (RFC 6890), a few of it public by name only
+        "192.88.99.0/24",  # the old 6to4 relays (RFC 7526)
+        "2001::/23",  # between protocols, among them Teredo tunnels (RFC 6890)
+        "3fff::/20",  # for examples in books (RFC 9637)
+        "5f00::/16",  # segment routing (RFC 9602)
+    )
+)
+ISATAP = (0x00005EFE, 0x02005EFE)  # in an IPv6 address, before an IPv4 address to which a tunnel leads (RFC 5214)
 SAVE = "save it to a file and pass the path"
 
 
@@ -206,11 +220,17 @@ def resolve(host: str, port: int, deadline: float) -> list[tuple]:
 def is_public(address: str) -> bool:
     """Whether an address, as numbers, belongs to the public internet, and the IPv4 address inside it too."""
     ip = ipaddress.ip_address(address.partition("%")[0])  # without the network card of fe80::1%eth0
+    if any(ip in network for network in NOT_PUBLIC if network.version == ip.version):
+        return False
     if ip.version == 4:
         return ip.is_global and not ip.is_multicast
     inside = ip.ipv4_mapped or ip.sixtofour
-    if ip in ipaddress.ip_network("64:ff9b::/96"):  # NAT64: how a network without IPv4 writes IPv4 addresses
-        inside = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+    is_nat64 = ip in ipaddress.ip_network("64:ff9b::/96")  # how a network without IPv4 writes IPv4 addresses
+    last = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+    if (int(ip) >> 32) & 0xFFFFFFFF in ISATAP and not is_public(str(last)):
+        return False
+    if is_nat64:
+        inside = last
     # 2000::/3 is all that has been handed out to the public; around it lie local, mapped and reserved ranges
     return is_public(str(inside)) if inside else ip.is_global and ip in ipaddress.ip_network("2000::/3")
 

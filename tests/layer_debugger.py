@@ -1,9 +1,10 @@
 """Which layer is the first to differ from the official model?
 
-    python -m tests.layer_debugger CHECKPOINT_FOLDER IMAGE [--prompt TEXT] [--tolerance 1e-4]
+    python -m tests.layer_debugger CHECKPOINT [IMAGE] [--prompt TEXT] [--tolerance 1e-4]
 
-runs both models in float32 on the same prompt and picture and prints a table of all layers. Exit code: 0 if all agree,
-1 if a layer differs, 2 if the folder or the picture cannot be used.
+runs both models in float32 on the same prompt and picture and prints a table of all layers. CHECKPOINT is "tiny", a
+folder or a Hub id, as everywhere. Exit code: 0 if all agree, 1 if a layer differs, 2 if the checkpoint or the picture
+cannot be used.
 """
 
 import argparse
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.small_models import real_tokens, relative_difference
+
+SCENE = Path(__file__).resolve().parent.parent / "assets" / "scene.png"
 
 
 @dataclass
@@ -96,8 +99,8 @@ def table(rows: list[Row], tolerance: float) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.layer_debugger", description=__doc__.split("\n")[0])
-    parser.add_argument("folder", help="a checkpoint's folder")
-    parser.add_argument("image", help="a picture's path")
+    parser.add_argument("checkpoint", help='"tiny" (the bundled one), a folder, or a Hub id org/name')
+    parser.add_argument("image", nargs="?", default=str(SCENE), help="a picture's path (default assets/scene.png)")
     parser.add_argument("--prompt", default="Describe this image.")
     parser.add_argument("--tolerance", type=float, default=1e-4, help="relative, max |Δ| / max |official|")
     options = parser.parse_args(arguments)
@@ -108,17 +111,16 @@ def main(arguments: list[str] | None = None) -> int:
 
     content = [{"type": "image", "image": options.image}, {"type": "text", "text": options.prompt}]
     try:
-        if not Path(options.folder).is_dir():
-            raise FileNotFoundError(f"There is no folder {options.folder}.")
-        ours = weights_loader.load_model(options.folder, dtype="float32", device="cpu")
-        inputs = Qwen2VLProcessor.from_pretrained(options.folder).apply_chat_template(
+        folder = weights_loader.find_checkpoint(options.checkpoint, weights=True)
+        ours = weights_loader.load_model(folder, dtype="float32", device="cpu")
+        inputs = Qwen2VLProcessor.from_pretrained(folder).apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True
         )
     except (ValueError, OSError) as error:
-        print(f"Error: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     inputs = inputs | {"mm_token_type_ids": (inputs["input_ids"] == ours.config.image_token_id).int()}
-    rows = compare(ours, load_official(options.folder), inputs)
+    rows = compare(ours, load_official(folder), inputs)
     print(table(rows, options.tolerance))
     if first := first_difference(rows, options.tolerance):
         print(f"\nThe first layer that differs is {first.layer}.")

@@ -1,8 +1,10 @@
 """--batch: answers as for single prompts, in order, once each, whatever happens to the lines or to the run."""
 
+import errno
 import json
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from PIL import Image
 
 import qwen2vl_mini
 import weights_loader
-from qwen2vl_cli import batch, chat, progress
+from qwen2vl_cli import answers, batch, chat, progress
 from qwen2vl_cli.__main__ import main
 from qwen2vl_cli.batch import Answers, Line, batches, windows
 from qwen2vl_cli.progress import Progress
@@ -364,7 +366,37 @@ def test_links_and_permissions_stay(run, out, folder):
     assert code == 0, err
     assert [r["line"] for r in records] == [1, 2, 3, 4, 5] and records[1]["answer"] != "old"
     assert Path(out[1]).is_symlink() and target.stat().st_mode & 0o777 == 0o640
-    assert {path.name for path in folder.glob("*.jsonl*")} == {"in.jsonl", "out.jsonl", "real.jsonl"}
+    assert {path.name for path in folder.glob("[!.]*.jsonl*")} == {"in.jsonl", "out.jsonl", "real.jsonl"}
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "link.jsonl", "sub/../out.jsonl"])
+def test_a_second_job_on_the_same_file_is_refused(run, out, folder, name):
+    """Whatever the file is called; the first job's answers stay, and afterwards the file is free."""
+    (folder / "sub").mkdir()
+    (folder / "link.jsonl").symlink_to(folder / "out.jsonl")
+    with answers.locked(Path(out[1])):
+        code, _, err = run(MIXED, "--out", str(folder / name))
+        assert code == 2 and one_sentence(err) and "another job" in err
+        assert not Path(out[1]).exists()
+    code, records, _ = run(MIXED, *out)
+    assert code == 0 and [record["line"] for record in records] == [1, 2, 3, 4, 5]
+
+
+def test_a_file_that_cannot_be_locked_is_one_sentence(run, out, monkeypatch):
+    def no_lock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(answers.FileLock, "acquire", no_lock)
+    code, _, err = run(MIXED, *out)
+    assert code == 2 and one_sentence(err) and "cannot be locked" in err
+
+
+def test_a_job_that_was_killed_leaves_no_lock_behind(checkpoint, folder, run, out):
+    script = "from pathlib import Path; import os, sys; from qwen2vl_cli.answers import locked\n"
+    script += "with locked(Path(sys.argv[1])):\n    os.kill(os.getpid(), 9)"
+    killed = subprocess.run([sys.executable, "-c", script, out[1]], cwd=Path(__file__).parent.parent)
+    assert killed.returncode == -9
+    assert run(MIXED, *out)[0] == 0
 
 
 # ── What cannot be used at all ────────────────────────────────────────────────────────────────────────────────────

@@ -296,7 +296,7 @@ def test_help_has_examples_that_parse(capsys, monkeypatch):
     assert main(["--help"]) == 0
     out, err = capsys.readouterr()
     assert err == "" and "--debug" not in out
-    examples = re.findall(r"^  python qwen2vl_mini.py (.*)$", out, re.MULTILINE)
+    examples = re.findall(r"^  python qwen2vl_mini.py (.*)$", out.replace("\\\n", ""), re.MULTILINE)
     assert len(examples) == 5
     for example in examples:
         command_line.make_parser().parse_args(re.sub(r'"[^"]*"', "text", example).split())
@@ -568,7 +568,7 @@ BAD_INPUT = [
     ("URL of this machine", "--image http://127.0.0.1:9/a.png", "127.0.0.1"),
     ("ratio 300:1", "--image long.png", "200:1"),
     ("min above max", "--image good.png --min-pixels 9000 --max-pixels 8000", "larger than"),
-    ("min above the checkpoint's max", "--image good.png --min-pixels 9000*28*28", "larger than"),
+    ("min above the checkpoint's max", "--image good.png --min-pixels 9000*28*28", "lower --min-pixels"),
     ("picture beyond the context", "--image large.png --max-pixels 5000*28*28", "--max-pixels"),
     ("prompts beyond the context", "--image good.png --prompt " + "many_words_" * 900, str(CONTEXT)),
     ("answer beyond the context", "--prompt Hello --max-new-tokens 2048", str(CONTEXT)),
@@ -606,7 +606,7 @@ BAD_INPUT = [
     ("text as clip", "--video text.mp4", "text.mp4"),
     ("truncated clip", "--video cut.mp4", "cut.mp4"),
     ("folder as clip", "--video folder.png", "folder"),
-    ("clip as picture", "--image clip.mp4", "no picture"),
+    ("clip as picture", "--image clip.mp4", "is a video (MP4 or MOV)"),
     ("clip as data URI", "--video data:video/mp4;base64,AAAA", "data URI"),
     ("clip beyond the context", "--video clip.mp4 --min-pixels 1000*28*28 --max-pixels 1100*28*28", "--nframes"),
     ("clip with fps and nframes", "--video clip.mp4 --fps 1 --nframes 4", "--nframes"),

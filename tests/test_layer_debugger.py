@@ -141,6 +141,15 @@ def test_command_names_the_first_layer_that_differs(checkpoint, picture, capsys,
 def test_command_says_what_is_wrong_with_its_arguments(checkpoint, picture, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(official, "load_official", lambda _: pytest.fail("went on"))
     assert layer_debugger.main([str(tmp_path / "nowhere"), str(picture)]) == 2
-    assert "There is no folder" in capsys.readouterr().err
+    assert "no such folder" in capsys.readouterr().err
+    assert layer_debugger.main(["tinny"]) == 2
+    assert "no such folder and not a Hub id" in capsys.readouterr().err
     assert layer_debugger.main([str(checkpoint), str(tmp_path / "no.png")]) == 2
     assert "no.png" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not layer_debugger.SCENE.exists(), reason="no scene")
+def test_command_takes_names_and_has_a_picture_of_its_own(capsys):
+    assert layer_debugger.main(["tiny"]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1].startswith("All 17 layers agree") and "decoder layer 7" in out

@@ -10,14 +10,14 @@ RELEASED = {"do_sample": True, "temperature": 0.01, "top_p": 0.001, "top_k": 1, 
 
 def test_a_call_of_generate_is_split_into_settings_and_inputs():
     mask = torch.ones(1, 3)
-    asked = {"temperature": 0.5, "top_p": None, "attention_mask": mask, "use_cache": True}
+    asked = {"temperature": 0.5, "top_p": None, "attention_mask": mask}
 
     settings, inputs = options.generation_settings(RELEASED, asked)
 
     assert settings == options.sampling_settings(RELEASED, temperature=0.5)
     assert settings["do_sample"] and settings["top_k"] == 0  # the checkpoint's top_k 1 does not undo the temperature
     assert list(inputs) == ["attention_mask"] and inputs["attention_mask"] is mask
-    assert list(asked) == ["temperature", "top_p", "attention_mask", "use_cache"]  # unchanged
+    assert list(asked) == ["temperature", "top_p", "attention_mask"]  # unchanged
 
 
 def test_nothing_asked_means_the_checkpoints_settings():
@@ -28,7 +28,7 @@ def test_nothing_asked_means_the_checkpoints_settings():
 
 @pytest.mark.parametrize(
     ("asked", "sentence"),
-    [({"num_beams": 4}, r"generate\(num_beams=4\) is not supported"), ({"top_p": 2.0}, "Sampling needs")],
+    [({"beam": 4}, r"generate\('beam'=…\) is unknown; it takes"), ({"top_p": 2.0}, "Sampling needs")],
 )
 def test_what_generate_cannot_do_is_refused(asked, sentence):
     with pytest.raises(ValueError, match=sentence):

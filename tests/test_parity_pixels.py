@@ -69,17 +69,23 @@ def sizes_and_limits() -> list[tuple[int, int, tuple[int, int]]]:
     halves = [28 * n + 14 for n in range(1, 9)]  # 42, 70, 98 …: exactly between two multiples of 28
     cases = [(h, w, RELEASED) for h, w in itertools.product(halves[:4], repeat=2)]
     cases += [(28 * h, 28 * w, RELEASED) for h, w in ((2, 2), (3, 7), (8, 8), (20, 5))]  # nothing to resize
+    cases += [(5, 113, RELEASED), (13, 13, RELEASED), (1, 150, LIMITS[1]), (300, 9, LIMITS[3]), (13, 14, LIMITS[4])]
+    while len(cases) < 60:  # a side under 14 pixels rounds to 0
+        sides = [rng.randint(1, 13), rng.randint(1, 200)]
+        rng.shuffle(sides)
+        if max(sides) <= 200 * min(sides):
+            cases.append((*sides, rng.choice(LIMITS)))
     cases += [(28, 28, RELEASED), (29, 577, RELEASED), (600, 31, RELEASED), (15, 27, RELEASED), (27, 332, RELEASED)]
-    while len(cases) < 220:
+    while len(cases) < 260:
         side = rng.choice((lambda: rng.randint(28, 600), lambda: rng.randint(28, 250), lambda: rng.choice(halves)))
         cases.append((side(), side(), rng.choice(LIMITS)))
     return cases
 
 
 @pytest.mark.parametrize("resample", OFFICIAL)
-def test_bit_equal_to_the_official_processor_over_220_sizes(resample):
+def test_bit_equal_to_the_official_processor_over_260_sizes(resample):
     cases = sizes_and_limits()
-    assert len(set(cases)) >= 200
+    assert len(set(cases)) >= 240 and sum(min(case[:2]) < 14 for case in cases) >= 30
     for i, (height, width, limits) in enumerate(cases):
         assert_same_as_official(noise(height, width, i), resample, limits)
 
@@ -123,7 +129,7 @@ def test_the_fast_processor_is_the_torch_one():
     assert isinstance(fast, Qwen2VLImageProcessor) and fast.resample == "torch"
     assert torch.equal(fast.preprocess(image).pixel_values, torch_one.preprocess(image).pixel_values)
     with pytest.raises(ValueError, match="'pillow' or 'torch'"):
-        Qwen2VLImageProcessor(resample="bicubic")
+        Qwen2VLImageProcessor(resample="bilinear")
 
 
 def test_pitfall_7_pillow_and_torch_are_two_kinds_of_resampling():
@@ -212,10 +218,21 @@ def test_smart_resize_equals_the_official_one():
     assert compared > 15_000
 
 
-def test_where_we_leave_the_official_rule():
-    """Under 15 pixels transformers rounds a side to 0 and then scales by area; qwen-vl-utils, and we, start from 28."""
-    assert smart_resize(10, 1000) == (28, 1008)
-    assert official_smart_resize(10, 1000) == (28, 560)
+def test_sides_under_14_pixels_are_transformers_not_qwen_vl_utils():
+    """transformers rounds such a side to 0 and then scales by area; qwen-vl-utils starts from 28: 28×1008, 28×112."""
+    assert smart_resize(10, 1000) == official_smart_resize(10, 1000) == (28, 560)
+    assert smart_resize(5, 113) == official_smart_resize(5, 113) == (28, 280)
+
+
+@pytest.mark.parametrize("limits", (*LIMITS, (56 * 56, 1280 * 784), (1, 784), (3 * 784 + 5, 50_000)), ids=str)
+def test_every_size_up_to_300_is_the_official_one(limits):
+    different = [
+        (height, width)
+        for height, width in itertools.product(range(1, 301), repeat=2)
+        if max(height, width) <= 200 * min(height, width)
+        and smart_resize(height, width, 28, *limits) != official_smart_resize(height, width, 28, *limits)
+    ]
+    assert different == []
 
 
 SIDE = st.integers(1, 40_000)
@@ -234,7 +251,7 @@ def test_smart_resize_properties(height, width, factor, low, high):
     area = new_height * new_width
     assert new_height % factor == new_width % factor == 0
     assert new_height >= factor and new_width >= factor, "never 0"
-    rounded = [max(factor, round(side / factor) * factor) for side in (height, width)]
+    rounded = [round(side / factor) * factor for side in (height, width)]  # 0 under half a factor
     if math.prod(rounded) < low:
         # it has to grow: never less than the minimum, and never more than one step beyond
         assert area >= low and (new_height - factor) * (new_width - factor) < low
@@ -257,7 +274,7 @@ def test_pitfall_13_sides_under_28_pixels_are_scaled_up(resample):
 def test_pitfall_13_ratios():
     assert smart_resize(28, 5600, max_pixels=RELEASED[1]) == (28, 5600), "exactly 200 passes"
     assert smart_resize(5600, 28, max_pixels=RELEASED[1]) == (5600, 28)
-    assert smart_resize(1, 200) == (28, 196)
+    assert smart_resize(1, 200) == (28, 812)
     for size in ((28, 5601), (5601, 28), (1, 201)):
         with pytest.raises(ValueError, match=f"{size[1]}×{size[0]}.*200:1; crop"):
             smart_resize(*size)
@@ -395,8 +412,8 @@ def test_pitfall_8_a_minimum_above_the_maximum_is_an_error(processor):
     for call in (
         lambda: smart_resize(50, 50, min_pixels=785, max_pixels=784),
         lambda: Qwen2VLImageProcessor(1000 * 784, 10 * 784).preprocess(image),
-        lambda: Qwen2VLImageProcessor().preprocess(image, min_pixels=9_000_000),
-        lambda: grid_of(processor, {"image": image, "max_pixels": 1}),
+        lambda: Qwen2VLImageProcessor(max_pixels=784).preprocess(image, min_pixels=9_000),
+        lambda: grid_of(processor, {"image": image, "max_pixels": 784}, min_pixels=9_000),
     ):
         with pytest.raises(ValueError, match="min_pixels .* is larger than max_pixels"):
             call()

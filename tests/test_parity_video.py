@@ -278,17 +278,31 @@ def test_a_clip_that_stands_still_is_that_many_pictures():
 # --- sizes and tokens -------------------------------------------------------------------------------------------------
 
 
-def cells(frames: int, height: int, width: int, low=128 * 784, high=None, total=24576 * 784) -> tuple[int, int]:
-    """Rows and columns of 28×28 pixels, in whole numbers only: ⌊√x⌋ = isqrt(⌊x⌋), and no rounding errors at all."""
-    if high is None:
-        high = max(min(Fraction(768 * 784), Fraction(total, frames) * 2), Fraction(low * 105 // 100))
+def cells(frames: int, height: int, width: int, low=None, high=None, total=None) -> tuple[int, int] | None:
+    """Rows and columns of 28×28 pixels, in whole numbers only: ⌊√x⌋ = isqrt(⌊x⌋), and no rounding errors at all.
+
+    What is None was not set by a user, and gives way to what was; None comes back where two that were set contradict.
+    """
+    pairs = (frames + 1) // 2
+    share, least = Fraction(total or 24576 * 784, pairs), low or 128 * 784
+    if total and low and low > share or high and low and low > high:
+        return None
+    most = min(high or max(768 * 784, least * 105 // 100), share if total else max(share, least * 105 // 100))
     sides = (height, width), (width, height)
-    rounded = [max(1, round(Fraction(side, 28))) for side, _ in sides]  # a half goes to the even neighbour
-    if rounded[0] * rounded[1] * 784 > high:
-        return tuple(max(1, math.isqrt(math.floor(Fraction(a, b) * high / 784))) for a, b in sides)
-    if rounded[0] * rounded[1] * 784 < low:
-        return tuple(math.isqrt(math.ceil(Fraction(a, b) * low / 784) - 1) + 1 for a, b in sides)
-    return tuple(rounded)
+    below = tuple(max(1, math.isqrt(math.floor(Fraction(a, b) * most / 784))) for a, b in sides)
+    least = min(least, most)
+    above = tuple(math.isqrt(math.ceil(Fraction(a, b) * least / 784) - 1) + 1 for a, b in sides)
+    rounded = [round(Fraction(side, 28)) for side, _ in sides]  # a half goes to the even neighbour
+    found = tuple(rounded)
+    if rounded[0] * rounded[1] * 784 > most:
+        found = below
+    elif rounded[0] * rounded[1] * 784 < least:
+        found = above
+    if not low and (total or high) and math.prod(found) * 784 > most:
+        found = below  # growing to a default would pass what the user set
+    if low and not total and high != most and math.prod(found) * 784 < low:
+        found = above  # and shrinking to a default would
+    return None if total and pairs * math.prod(found) * 784 > total else found
 
 
 def size_table() -> list[tuple]:
@@ -309,14 +323,27 @@ def size_table() -> list[tuple]:
 
 def test_sizes_and_tokens_over_a_table():
     processor, names, kinds = Qwen2VLImageProcessor(), {"min": "low", "max": "high", "total": "total"}, set()
+    contradictions = 0
     for frames, height, width, limits in size_table():
         known = {names[name.split("_")[0]]: value for name, value in limits.items()}
-        rows, columns = cells(frames, height, width, **known)
         case = (frames, height, width, limits)
+        expected = cells(frames, height, width, **known)
+        if expected is None:
+            contradictions += 1
+            with pytest.raises(ValueError, match="min_pixels|total_pixels"):
+                processor.frame_size(frames, height, width, **limits)
+            continue
+        rows, columns = expected
         assert processor.frame_size(frames, height, width, **limits) == (28 * rows, 28 * columns), case
         assert processor.num_video_tokens(frames, height, width, **limits) == (frames + 1) // 2 * rows * columns, case
         kinds.add(tuple(limits))
+        if "total_pixels" in limits or not limits:  # a budget that a user set holds; the default one may break …
+            within = processor.num_video_tokens(frames, height, width, **limits) * 784 <= limits.get("total_pixels", 0)
+            assert within or not limits, case
+        if "max_pixels" in limits and "min_pixels" not in limits:
+            assert 784 * rows * columns <= limits["max_pixels"], case
     assert len(kinds) == 8  # all combinations of limits came up
+    assert contradictions > 20
 
 
 @pytest.mark.parametrize(
@@ -327,7 +354,11 @@ def test_sizes_and_tokens_over_a_table():
         (100, 720, 1280, {}, (448, 812), 50 * 464),  # the budget: 491.52 tokens for each pair, 24576 in all
         (768, 720, 1280, {}, (224, 420), 384 * 120),  # but never less than 1.05 × 128 tokens
         (768, 480, 640, {}, (280, 364), 384 * 130),  # with 1.00 × 128 this would be one row less
-        (768, 720, 1280, {"max_pixels": 360 * 420}, (280, 504), 384 * 180),  # said explicitly, it goes over the budget
+        (768, 720, 1280, {"max_pixels": 360 * 420}, (224, 420), 384 * 120),  # said explicitly, it replaces no budget
+        (100, 720, 1280, {"max_pixels": 700 * 784}, (448, 812), 50 * 464),
+        (4, 720, 1280, {"max_pixels": 1000 * 784}, (644, 1176), 2 * 23 * 42),  # more than the default for a frame
+        (768, 720, 1280, {"total_pixels": 24576 * 784}, (168, 280), 384 * 60),  # the same budget, but set by a user
+        (5, 720, 1280, {"total_pixels": 300 * 784}, (196, 364), 3 * 91),  # 100 tokens for each of 3 pairs, not 120
         (4, 720, 1280, {"max_pixels": 360 * 420}, (280, 504), 2 * 180),
         (4, 48, 64, {}, (280, 392), 2 * 140),  # grown to at least 128 tokens
         (4, 48, 64, {"min_pixels": 784}, (56, 56), 2 * 4),
@@ -357,8 +388,7 @@ def test_the_rows_made_are_as_many_as_counted(frames, height, width, limits):
     """… with the limits in the call, in the item, and (as `video_…`) in the constructor."""
     clip, processor = noise(frames, height, width), Qwen2VLImageProcessor()
     tokens = processor.num_video_tokens(frames, height, width, **limits)
-    rows, columns = cells(frames, height, width, limits.get("min_pixels", 128 * 784), limits.get("max_pixels"),
-                          limits.get("total_pixels", 24576 * 784))  # fmt: skip
+    rows, columns = cells(frames, height, width, *map(limits.get, ("min_pixels", "max_pixels", "total_pixels")))
     grid = ((frames + 1) // 2, 2 * rows, 2 * columns)
     made = processor.preprocess(videos=clip, **limits)
     assert made.video_grid_thw.tolist() == [list(grid)] and len(made.pixel_values_videos) == 4 * tokens

@@ -274,9 +274,8 @@ def test_pitfall_24_floats_of_the_usual_scales(scene, top):
     grey = np.asarray(scene.convert("L"))
     image = Image.fromarray((np.clip(grey, 0, 254) / 255 * top).astype(np.float32))
     image.putpixel((0, 0), top)
-    image.putpixel((1, 0), -3.0)
     expected = np.clip(grey, 0, 254)
-    expected[0, :2] = 255, 0
+    expected[0, 0] = 255
     assert np.array_equal(np.asarray(load_image(image))[..., 0], expected)
     assert np.array_equal(load_image(image), load_image(file_bytes(image, "TIFF")))
 
@@ -312,10 +311,8 @@ def test_pitfall_24_an_animation_gives_its_first_frame(format, tmp_path):
 
 @pytest.mark.parametrize("format", pictures.FORMATS)
 def test_every_format_of_the_list_is_read(scene, format):
-    lossless = (
-        {"quality": 100, "subsampling": 0} if format == "JPEG" else {"lossless": True} if format == "WEBP" else {}
-    )
-    result = load_image(file_bytes(scene.convert("L").convert("RGB"), format, **lossless))
+    lossless = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}, "AVIF": {"quality": 100}}
+    result = load_image(file_bytes(scene.convert("L").convert("RGB"), format, **lossless.get(format, {})))
     assert result.size == scene.size and result.mode == "RGB"
     assert np.abs(np.asarray(result)[..., 1].astype(int) - np.asarray(scene.convert("L"))).max() <= 3
 
@@ -325,7 +322,7 @@ def test_every_format_of_the_list_is_read(scene, format):
 
 def test_pitfall_29_formats_outside_the_list_are_not_opened(scene):
     for format in ("ICO", "TGA", "PCX", "EPS", "PDF", "JPEG2000", "SGI"):
-        with pytest.raises(ValueError, match="PNG, JPEG") as error:
+        with pytest.raises(ValueError, match="is an? .*not read; save .* as PNG|is no picture.*PNG, JPEG") as error:
             load_image(file_bytes(scene, format))
         sentence(error)
 
@@ -498,7 +495,7 @@ def test_pitfall_30_urls_are_fetched_with_limits(url, scene, monkeypatch):
     assert same(load_image(url), scene)
     assert asked == [(url, 64 * 2**20, 30)]
     monkeypatch.setattr(urls, "open_url", lambda *_: io.BytesIO(b"<html>404</html>"))
-    with pytest.raises(ValueError, match="example.com/.* is no picture") as error:
+    with pytest.raises(ValueError, match="example.com/.* is an HTML page, not a picture") as error:
         load_image(url)
     sentence(error)
 

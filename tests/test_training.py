@@ -161,7 +161,8 @@ def test_training_learns_is_resumed_and_saves_what_can_be_loaded(tmp_path, small
     assert all(line["names"] and not line["answers"] for line in lines[:3])  # the tower alone
     assert float(lines[-1]["answers"]) < float(lines[3]["answers"])
     assert not lines[-1]["names"] and all(lines[-1][name] for name in ("places", "moves", "changes", "found"))
-    assert all(lines[-1][name] for name in ("known", "rest", "left", "coming", "sizes", "counts", "events"))
+    names = ("known", "rest", "left", "coming", "sizes", "counts", "events")  # some need a round that comes once in 13
+    assert all(any(line[name] for line in lines[3:]) for name in names)
     assert (folder / "training.png").read_bytes().startswith(b"\x89PNG")
     model, processor = weights_loader.load(folder)
     assert sum(p.numel() for p in model.parameters()) == 4_554_880
@@ -231,6 +232,19 @@ def test_training_can_start_from_a_checkpoint(processor, tmp_path, small_steps, 
     train.train(tmp_path / "new", minutes=60, max_steps=1, start_from=str(tmp_path / "old"), log_every=1)
     new = weights_loader.load_model(tmp_path / "new", dtype="bfloat16").state_dict()
     assert all(torch.equal(new[name], weight.bfloat16()) for name, weight in model.state_dict().items())
+
+
+def test_pictures_without_any_object_leave_gradients_finite(processor):
+    """A round of texts alone: what cannot be known must not become a gradient that is no number."""
+    trainer = train.Trainer(train.new_model(processor, None), processor.tokenizer)
+    for seed in range(200):
+        batch = batches.make_round("read", seed, processor, recipe=batches.Recipe(tokens=400))
+        if batch["places"][:, 2:].isnan().all():
+            break
+    assert batch["places"][:, 2:].isnan().all()
+    trainer.round_loss(batch).backward()
+    gradients = [p.grad for p in trainer.model.model.parameters() if p.grad is not None]
+    assert gradients and all(gradient.isfinite().all() for gradient in gradients)
 
 
 def test_no_letters_are_no_lesson():

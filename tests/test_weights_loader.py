@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 import qwen2vl_io
 import weights_loader
+from qwen2vl_io import files
 from qwen2vl_mini import (
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
@@ -534,7 +535,7 @@ def test_a_crash_while_saving_leaves_the_folder_as_it_was(tmp_path, monkeypatch)
             raise OSError("No space left on device")
         return save_file(tensors, file, metadata)
 
-    monkeypatch.setattr(weights_loader, "save_file", crash)
+    monkeypatch.setattr(files, "save_file", crash)
     for folder in (tmp_path, tmp_path / "new"):
         calls.clear()
         with pytest.raises(OSError, match="No space"):
@@ -669,7 +670,7 @@ def test_device_names(machine):
     machine()
     with pytest.raises(ValueError, match="sees no cuda here"):
         choose_device("cuda")
-    for unknown in ("gpu", "tpu", "cuda:x", "xla", "meta", {"": 0}, None):
+    for unknown in ("gpu", "tpu", "cuda:x", "xla", "meta", {"": "disk"}, -1, True, 1.5, None):
         with pytest.raises(ValueError, match="is unknown; choose 'auto', 'cpu', 'cuda'"):
             choose_device(unknown)
 
@@ -750,7 +751,7 @@ def test_loaded_dtype_and_the_official_option_names(checkpoint, machine):
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert model.device == torch.device("cpu")
     with pytest.raises(ValueError, match="is unknown"):
-        load_model(checkpoint, dtype="float32", device_map="balanced")
+        load_model(checkpoint, dtype="float32", device_map="everywhere")
 
 
 def test_bfloat16_is_the_rounded_float32(checkpoint):

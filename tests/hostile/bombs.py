@@ -125,6 +125,8 @@ HEADS: dict[str, Callable[[], bytes]] = {
     "avi": partial(clip, "avi"),
     "mpegts": lambda: (b"\x47" + bytes(187)) * 8,
     "mpeg": lambda: b"\0\0\x01\xba" + bytes(60),
+    "asf": partial(clip, "asf"),
+    "ogg": partial(clip, "ogg"),
     "flv": lambda: b"FLV\x01\x01\0\0\0\x09\0\0\0\0",
     "png": lambda: picture()[:60],
     "gif": lambda: clip("gif")[:800],

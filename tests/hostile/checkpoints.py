@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import struct
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -101,8 +103,35 @@ def load_weights(folder: Path) -> str:
     return str(model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=1).shape)
 
 
+class Notes(logging.Handler):
+    """What the product's log says, in place of the terminal."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+@contextmanager
+def notes() -> Iterator[list[str]]:
+    """The lines of the log while something runs: notes to the user are no fault of an input."""
+    handler = Notes()
+    logging.getLogger().addHandler(handler)
+    try:
+        yield handler.lines
+    finally:
+        logging.getLogger().removeHandler(handler)
+
+
 def load_words(folder: Path) -> str:
     """Load the processor, and let it prepare two pictures and a letter."""
+    with notes():
+        return prepare(folder)
+
+
+def prepare(folder: Path) -> str:
     processor = Qwen2VLProcessor.from_pretrained(folder)
     item = {"type": "image", "image": photo()}
     conversation = [{"role": "user", "content": [item, item, "x"]}]

@@ -37,7 +37,7 @@ def line(
     argv = list(shown)
     if "--model" not in words:
         argv += ["--model", "tiny"]
-    if "--batch" not in words and words != LOAD_THE_MODEL:
+    if "--batch" not in words and "--questions" not in words and words != LOAD_THE_MODEL:
         argv.append("--count-tokens")
 
     name = " ".join(repr(word)[1:-1][:40] for word in shown)

@@ -22,8 +22,11 @@ WRONG_URIS = {  # name: URI, what the refusal says
     "half of it": ("data:image/png;base64," + ENCODED[: len(ENCODED) // 8 * 4], "cut off or damaged"),
     "letters beyond ASCII": ("data:image/png;base64,ÄÖÜß", "no valid base64"),
     "half a character": ("data:image/png;base64,\ud800", "no valid base64"),
-    "a text": ("data:text/plain;base64,SGVsbG8=", "no picture|no video"),
-    "an HTML page": ("data:text/html;base64," + base64.b64encode(b"<html>" * 9).decode(), "no picture|no video"),
+    "a text": ("data:text/plain;base64,SGVsbG8=", "no picture|not a picture|no video"),
+    "an HTML page": (
+        "data:text/html;base64," + base64.b64encode(b"<html>" * 9).decode(),
+        "no picture|not a picture|no video",
+    ),
     "another data URI": ("data:image/png;base64,data:image/png;base64," + ENCODED, "no valid base64"),
     "a head of a megabyte": ("data:" + "x" * 10**6 + ",abc", "not a base64 data URI"),
     "a line break in its head": ("data:image/\npng,x", "not a base64 data URI"),

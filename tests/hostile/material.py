@@ -9,6 +9,7 @@ import struct
 import zipfile
 import zlib
 from functools import cache
+from pathlib import Path
 
 import av
 import numpy as np
@@ -40,8 +41,12 @@ CLIPS = {  # container: encoder, pixel format
     "webm": ("libvpx", "yuv420p"),
     "avi": ("mpeg4", "yuv420p"),
     "matroska": ("libx264", "yuv420p"),
+    "asf": ("wmv2", "yuv420p"),
+    "mpegts": ("libx264", "yuv420p"),
+    "flv": ("flv", "yuv420p"),
 }
-CONTAINERS = (*CLIPS, "gif", "webp")
+THEORA = Path(__file__).parent.parent / "clips" / "theora.ogv"  # for which no encoder is here
+CONTAINERS = (*CLIPS, "ogg", "gif", "webp")
 
 
 @cache
@@ -49,6 +54,8 @@ def clip(container: str = "mp4", frames: int = 12, sound_only: bool = False, rat
     """A sound file of `frames` frames of 64×48 pixels, or of nothing but sound."""
     if container in ("gif", "webp"):
         return animation(container, frames)
+    if container == "ogg":
+        return THEORA.read_bytes()
 
     file = io.BytesIO()
     with av.open(file, "w", format=container) as output:
@@ -64,6 +71,40 @@ def clip(container: str = "mp4", frames: int = 12, sound_only: bool = False, rat
             output.mux(stream.encode(piece))
         output.mux(stream.encode())
     return file.getvalue()
+
+
+def marked(container: str, every: int) -> bytes:
+    """A clip of MPEG-4 with one key frame, of which each so many are said to be one."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as output:
+        stream = output.add_stream("mpeg4", rate=10, options={"threads": "1", "g": "600", "bf": "0"})
+        stream.width = 64
+        stream.height = 48
+        stream.pix_fmt = "yuv420p"
+        for number in range(40):
+            for packet in stream.encode(av.VideoFrame.from_image(photo().rotate(number))):
+                packet.is_keyframe = number % every == every - 1
+                output.mux(packet)
+    return file.getvalue()
+
+
+def encrypted() -> bytes:
+    """An MP4 whose pictures nobody can read without the key."""
+    options = {"encryption_scheme": "cenc-aes-ctr", "encryption_key": "0f" * 16, "encryption_kid": "a1" * 16}
+    file = io.BytesIO()
+    with av.open(io.BytesIO(clip())) as given, av.open(file, "w", format="mp4", options=options) as output:
+        stream = output.add_stream_from_template(given.streams.video[0])
+        for packet in given.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                output.mux(packet)
+    return file.getvalue()
+
+
+def branded(major: bytes, *compatible: bytes) -> bytes:
+    """The beginning of a file of the MP4 family, and nothing behind it."""
+    brands = major + bytes(4) + b"".join(compatible)
+    return struct.pack(">I", 8 + len(brands)) + b"ftyp" + brands + bytes(200)
 
 
 def animation(format: str, frames: int) -> bytes:

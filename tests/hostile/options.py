@@ -31,13 +31,14 @@ WRONG_VALUES = {
 
 EXTREME_BUT_SOUND = (
     {"fps": 1e-300},
-    {"max_frames": 2, "min_frames": 700},
+    {"max_frames": 2},
+    {"min_frames": 700},
     {"fps": np.int64(1)},
     {"nframes": 700},
     {"video_end": 1e-5},
     {"max_pixels": 1, "min_pixels": 1},
     {"max_pixels": HUGE},
-    {"total_pixels": 1},
+    {"total_pixels": 2 * 784},
 )
 
 WRONG_CALLS = {  # name: options of the call, what the refusal says
@@ -54,7 +55,7 @@ WRONG_CALLS = {  # name: options of the call, what the refusal says
     "tools": ({"tools": [{"type": "function"}]}, "tools"),
 }
 
-WRONG_SETTINGS = {"min_pixels": "x", "max_pixels": -1, "patch_size": 0, "resample": 3, "nonsense": 1}
+WRONG_SETTINGS = {"min_pixels": "x", "max_pixels": -1, "patch_size": 0, "resample": 2, "nonsense": 1}
 
 
 def options() -> Iterator[Case]:
@@ -82,6 +83,15 @@ def options_that_disagree() -> Iterator[Case]:
     yield clip_with("start at the end", "no frames from", {"video_start": 1.5})
     limits = {"min_pixels": 10**6, "max_pixels": 3136}
     yield clip_with("min_pixels over max_pixels", "larger than max_pixels", limits)
+    yield clip_with("min_frames over max_frames", "larger than max_frames", {"max_frames": 2, "min_frames": 700})
+    yield clip_with("nframes over max_frames", "contradicts max_frames", {"max_frames": 4, "nframes": 8})
+    yield clip_with("a budget of one pixel", "more than total_pixels", {"total_pixels": 1})
+    yield clip_with("min_pixels over the budget", "more than total_pixels", {"total_pixels": 784, "min_pixels": 784})
+    small = {"resized_height": 56, "resized_width": 56, "min_pixels": 10**6}
+    yield clip_with("a size under min_pixels", "contradict min_pixels", small)
+    yield clip_with("two names of one number", "say the same", {"nframes": 4, "num_frames": 6})
+    yield clip_with("size and max_pixels", "say the same", {"size": {"longest_edge": 3136}, "max_pixels": 784})
+    yield clip_with("size in sides", "resized_height", {"size": {"height": 56, "width": 56}})
     yield clip_with("only a height", "go together", {"resized_height": 56})
     size = {"resized_height": 28_000, "resized_width": 28_000, "max_pixels": 10**10}
     yield clip_with("a size of a building", "pixels|limit", size)

@@ -104,5 +104,5 @@ BOTH = (("picture", see_picture), ("clip", see_clip))
 # --- what refusals say ------------------------------------------------------------------------------------------------
 
 DAMAGED = "cut off or damaged|no picture|no video|is empty|no frames|no pixels|more pixels|more than|in a way that"
-NO_PICTURE = "no picture, or none that can be read"
+NO_PICTURE = "no picture, or none that can be read|, which is not read|, not a picture"
 NO_VIDEO = "no video that can be read"
