@@ -21,6 +21,7 @@ from torch import Tensor
 
 from qwen2vl_mini import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLTokenizer, Special, render_chat
 from tiny_world import scenes
+from tiny_world.free import Asked, ask_absent, ask_there, ask_where_loosely
 from tiny_world.scenes import (
     CHARACTERS,
     COLOURS,
@@ -33,6 +34,8 @@ from tiny_world.scenes import (
     Text,
     Thing,
 )
+from tiny_world.unknown import ask_unknown
+from tiny_world.wording import UNKNOWN, reword
 
 SLOTS = 5  # characters that one cell can hold, from left to right
 NEAR = 0.12  # of a cell: a centre this near a border may count as lying beyond it
@@ -47,19 +50,26 @@ class Recipe:
     """What the model is trained on, and how."""
 
     # The kinds of rounds, one after the other and again from the start. Pictures with nothing but a text ("read") keep
-    # the decoder reading.
-    rounds: tuple[str, ...] = ("picture", "read", "clip", "pair", "picture", "clip", "picture", "pair")
+    # the decoder reading; "mixed" is a picture beside a clip, "talk" neither.
+    rounds: tuple[str, ...] = (
+        *("picture", "pair", "clip", "read", "picture", "mixed", "pair"),
+        *("picture", "clip", "read", "picture", "pair", "talk"),
+    )
     # How often each task is asked about one picture, relative to the others, where it fits.
     tasks: Mapping[str, float] = field(
-        default_factory=lambda: dict(describe=3, where=3, count=3, colour=1.5, shape=1, relation=3, what=1, read=5)
+        default_factory=lambda: dict(describe=4, where=2.5, count=4, colour=1, shape=1, relation=1.5, what=1, read=5)
     )
     things: tuple[int, ...] = (1, 2, 3, 3, 4, 4, 5, 5, 6, 6)  # objects in a picture, drawn evenly
     max_side: int = scenes.MAX_SIDE // 2  # pixels, small sides drawn more often
     large_share: float = 0.5  # of the rounds have sides up to twice max_side, drawn evenly
     frames: tuple[int, ...] = (4, 5, 6, 7, 8)  # of a clip, drawn evenly
     text_share: float = 0.35  # of the pictures have a text to read
-    longer_every: int = 900  # rounds after which texts, of two characters at first, become one character longer
+    free_share: float = 0.55  # of the questions are asked in other than the fixed words
+    odd_share: float = 0.26  # of the questions are about what is not there, or not known
+    first_length: int = 2  # most characters of a text at first
+    longer_every: int = 900  # rounds after which texts become one character longer
     tower_share: float = 0.4  # of the time the tower learns alone; then it is frozen
+    rate: float = 1.0  # multiplies all learning rates
     tower_factor: float = 1.0  # multiplies the tower's learning rates
     sheet_cells: int = 1300  # visual tokens of a batch of sheets
     tokens: int = 3000  # of one round, padding included
@@ -74,6 +84,8 @@ COURSE = Recipe(  # small enough for a lesson
     max_side=112,
     large_share=0.0,
     text_share=0.0,
+    free_share=0.0,
+    odd_share=0.0,
     tower_share=0.45,  # the tower knows colours in half a minute, but shapes take longer
     tower_factor=3.0,  # from random weights, the tower learns faster so, and in smaller batches
     sheet_cells=400,
@@ -305,7 +317,9 @@ TEXT_ONLY_SHARE = 0.02  # of the turns about one picture are about the model its
 TURN_TOKENS = 110  # of text in one conversation, after the system message
 EVENTS = (*scenes.DIRECTIONS, "appears", "disappears", "turns")
 
-MENTION = rf"the (?:({'|'.join(COLOURS)}) )?({'|'.join(SHAPES)}|object)\b"
+MENTION = re.compile(
+    rf"\b(?:the|an?) (?:({'|'.join(COLOURS)}) )?({'|'.join(SHAPES)}|object|thing|shape|figure|one)\b", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -377,9 +391,10 @@ def mark_turn(task: str, question: str, answer: str, picture: Scene, listed: lis
 def things_mentioned(question: str, picture: Scene) -> list[tuple[int, Thing]]:
     """Each thing that the question names unmistakably, with the place in the question where its name ends."""
     found = []
-    for match in re.finditer(MENTION, question):
-        colour, shape = match.groups()
-        fitting = [t for t in picture.things if colour in (None, t.colour) and shape in ("object", t.shape)]
+    for match in MENTION.finditer(question):
+        colour, shape = (name and name.lower() for name in match.groups())
+        is_any = shape not in SHAPES
+        fitting = [t for t in picture.things if colour in (None, t.colour) and (is_any or shape == t.shape)]
         if len(fitting) == 1:
             found.append((match.end(), fitting[0]))
     return found
@@ -421,11 +436,40 @@ def text_marks(answer: str, picture: Scene, quoted: bool) -> list[Mark]:
     return marks
 
 
-def picture_turn(scene: Scene, rng: random.Random, weights: Mapping[str, float]) -> Turn | None:
+def freely(turn: Turn, picture: Scene, rng: random.Random, share: float) -> Turn:
+    """The turn, in a `share` of the cases with its question in other words. (Without a share, no number is drawn.)"""
+    if share == 0 or rng.random() >= share:
+        return turn
+    question = reword(turn.question, rng)
+    marks = [Mark(place, share_box(thing.box, picture)) for place, thing in things_mentioned(question, picture)]
+    return replace(turn, question=question, question_marks=marks)
+
+
+def odd_turn(scene: Scene, rng: random.Random) -> Turn | None:
+    """A question about something that is not there, or may not be, or that the model does not know."""
+    asker = rng.choice((ask_absent, ask_absent, ask_there, ask_where_loosely, None, None))
+    if asker is None:
+        return Turn("unknown", ask_unknown(rng), UNKNOWN)
+    asked = asker(scene, rng)
+    return marked_odd_turn(asked, scene) if asked else None
+
+
+def marked_odd_turn(asked: Asked, scene: Scene) -> Turn:
+    """With the marks of what is named, and of its box."""
+    named = [Mark(place, share_box(thing.box, scene)) for place, thing in things_mentioned(asked.question, scene)]
+    boxes = box_marks(asked.answer) if "<|box_start|>" in asked.answer else []
+    return Turn(asked.task, asked.question, asked.answer, named, boxes)
+
+
+def picture_turn(
+    scene: Scene, rng: random.Random, weights: Mapping[str, float], free_share: float = 0.0, odd_share: float = 0.0
+) -> Turn | None:
     """A question about one picture, None where the task drawn does not fit it."""
+    if odd_share and rng.random() < odd_share:
+        return odd_turn(scene, rng)
     task = rng.choices(tuple(weights), tuple(weights.values()))[0]
     if rng.random() < TEXT_ONLY_SHARE:
-        return Turn("text", *rng.choice(sorted(scenes.TEXT_ONLY.items())))
+        return freely(Turn("text", *rng.choice(sorted(scenes.TEXT_ONLY.items()))), scene, rng, free_share)
     turn = scenes.ask(scene, task, rng)
     if turn is None:
         return None
@@ -437,7 +481,7 @@ def picture_turn(scene: Scene, rng: random.Random, weights: Mapping[str, float])
     if task == "shape":
         colour = question.split()[-2]
         listed = [t for t in scene.things if t.colour == colour]
-    return mark_turn(task, question, answer, scene, listed)
+    return freely(mark_turn(task, question, answer, scene, listed), scene, rng, free_share)
 
 
 def pair_targets(first: Scene, second: Scene) -> list[int]:
@@ -447,7 +491,7 @@ def pair_targets(first: Scene, second: Scene) -> list[int]:
     return [compared, int(first == second)]
 
 
-def pair_turns(first: Scene, second: Scene, made_for: str, rng: random.Random) -> list[Turn]:
+def pair_turns(first: Scene, second: Scene, made_for: str, rng: random.Random, free_share: float = 0.0) -> list[Turn]:
     """Questions about two pictures, in any order: `made_for` always, since the pictures were made to have its answers
     in fair shares, and sometimes the others."""
     questions = [q for q in scenes.COMPARE_QUESTIONS if q == made_for or rng.random() < 0.3]
@@ -457,7 +501,7 @@ def pair_turns(first: Scene, second: Scene, made_for: str, rng: random.Random) -
         turn = scenes.ask_compare(first, second, question)
         if turn is not None:
             listed = common if question.startswith("What") else []
-            turns.append(mark_turn("compare", *turn, second, listed))
+            turns.append(freely(mark_turn("compare", *turn, second, listed), second, rng, free_share))
     return rng.sample(turns, len(turns))
 
 
@@ -479,7 +523,9 @@ def what_changed(clip: list[Scene]) -> tuple[str, Thing]:
     return ("up" if dy < 0 else "down"), new
 
 
-def clip_turns(clip: list[Scene], question: str, answer: str, rng: random.Random) -> list[Turn]:
+def clip_turns(
+    clip: list[Scene], question: str, answer: str, rng: random.Random, free_share: float = 0.0
+) -> list[Turn]:
     """The clip's own question; of a moving thing that is the only one of its shape, both questions, in any order."""
     event, thing = what_changed(clip)
     turns = [(question, answer)]
@@ -491,7 +537,7 @@ def clip_turns(clip: list[Scene], question: str, answer: str, rng: random.Random
 
     others = tuple(t for t in clip[-1].things if t.name != thing.name)
     last = replace(clip[-1], things=(*others, thing))
-    marked = [mark_turn("motion", *turn, last, [thing]) for turn in turns]
+    marked = [freely(mark_turn("motion", *turn, last, [thing]), last, rng, free_share) for turn in turns]
     return rng.sample(marked, len(marked))
 
 
@@ -655,7 +701,7 @@ def turns_of_picture(
     turns: list[Turn] = []
     room = TURN_TOKENS
     for _ in range(25):
-        turn = picture_turn(scene, rng, recipe.tasks)
+        turn = picture_turn(scene, rng, recipe.tasks, recipe.free_share, recipe.odd_share)
         if turn is None or turn.question in [t.question for t in turns]:
             continue
         needed = len(tokenizer.encode(tokenizer.split(turn.question + turn.answer))) + 9  # of the template
@@ -818,10 +864,11 @@ def draw_picture(
     return [scene], turns_of_picture(scene, processor, rng, recipe)
 
 
-def draw_read(rng: random.Random, canvas: Canvas, longest: int) -> Drawn:
+def draw_read(rng: random.Random, canvas: Canvas, longest: int, recipe: Recipe) -> Drawn:
     """A picture with a text to be read, and one thing at most."""
     scene = scenes.make_scene(rng, canvas.width, canvas.height, rng.choice((0, 0, 1)), rng.randint(1, longest))
-    return [scene], [mark_turn("read", *scenes.ask(scene, "read", rng), scene, [])]
+    turn = mark_turn("read", *scenes.ask(scene, "read", rng), scene, [])
+    return [scene], [freely(turn, scene, rng, recipe.free_share)]
 
 
 def draw_pair(rng: random.Random, canvas: Canvas, recipe: Recipe) -> Drawn | None:
@@ -830,7 +877,7 @@ def draw_pair(rng: random.Random, canvas: Canvas, recipe: Recipe) -> Drawn | Non
     pair = scenes.make_pair(rng, canvas.width, canvas.height, made_for, max(recipe.things), "train")
     if not pair or not pair[1].things:
         return None
-    turns = pair_turns(*pair, made_for, rng)
+    turns = pair_turns(*pair, made_for, rng, recipe.free_share)
     return (list(pair), turns) if turns else None
 
 
@@ -840,13 +887,19 @@ def draw_clip(rng: random.Random, canvas: Canvas, recipe: Recipe) -> Drawn | Non
     if clip is None:
         return None
     frames, question, answer = clip
-    return frames, clip_turns(frames, question, answer, rng)
+    return frames, clip_turns(frames, question, answer, rng, recipe.free_share)
 
 
 def render_all(shown: list[Scene]) -> list[Image.Image]:
     """The pictures of scenes; equal ones, such as frames in which nothing changes, are drawn once."""
     images = {scene: scenes.render(scene) for scene in set(shown)}
     return [images[scene] for scene in shown]
+
+
+def padded_rows(rows: list[list[int]], filler: int) -> Tensor:
+    """Lists of different lengths → (B, S), filled up on the right."""
+    longest = max(len(row) for row in rows)
+    return torch.tensor([row + [filler] * (longest - len(row)) for row in rows])
 
 
 class RoundBuilder:
@@ -924,7 +977,7 @@ class RoundBuilder:
             "inputs": self.inputs(),
             "size": size,
             "ends": torch.tensor(self.ends),  # row, place
-            "answers": self.padded([c.answers for c in self.conversations], -1),  # (B, S)
+            "answers": padded_rows([c.answers for c in self.conversations], -1),  # (B, S)
             # row, place, box in shares, whether it is coming, how many are left
             "known": torch.tensor(self.known).reshape(-1, 8),
             "digits": torch.tensor(self.digits).reshape(-1, 3),  # row, place, what remains of a coordinate
@@ -939,17 +992,12 @@ class RoundBuilder:
 
     def inputs(self) -> dict[str, Tensor]:
         """The model's inputs. Padding on the right needs no mask: it lies in the future of every real token."""
-        ids = self.padded([c.ids for c in self.conversations], self.processor.tokenizer.pad_token_id)  # (B, S)
+        ids = padded_rows([c.ids for c in self.conversations], self.processor.tokenizer.pad_token_id)  # (B, S)
         patches = torch.cat(self.patches)  # (N, 1176)
         grids = torch.tensor(self.grids)  # (pictures or clips, 3)
         if self.kind == "clip":
             return {"input_ids": ids, "pixel_values_videos": patches, "video_grid_thw": grids}
         return {"input_ids": ids, "pixel_values": patches, "image_grid_thw": grids}
-
-    def padded(self, rows: list[list[int]], filler: int) -> Tensor:
-        """Lists of different lengths → (B, S), filled up on the right."""
-        longest = max(len(row) for row in rows)
-        return torch.tensor([row + [filler] * (longest - len(row)) for row in rows])
 
 
 def make_round(
@@ -966,7 +1014,7 @@ def make_round(
         if kind == "picture":
             drawn = draw_picture(rng, canvas, longest, processor, recipe)
         elif kind == "read":
-            drawn = draw_read(rng, canvas, longest)
+            drawn = draw_read(rng, canvas, longest, recipe)
         elif kind == "pair":
             drawn = draw_pair(rng, canvas, recipe)
         else:
@@ -982,6 +1030,90 @@ def make_round(
         builder.add(conversation, turns, shown, canvas)
 
     return builder.batch(canvas.size)
+
+
+# ── Rounds without targets for the heads: a picture beside a clip, and no picture at all ────────────────────────────
+
+
+def answers_round(conversations: list[Conversation], turns: list[list[Turn]], pad: int, media: dict) -> dict:
+    """A round of which only the answers are learned; `media` are the model's inputs besides the ids."""
+    return {
+        "inputs": {"input_ids": padded_rows([c.ids for c in conversations], pad), **media},
+        "answers": padded_rows([c.answers for c in conversations], -1),
+        "tasks": [[turn.task for turn in row] for row in turns],
+    }
+
+
+def make_mixed_round(seed: int, processor: Qwen2VLProcessor, recipe: Recipe = FULL) -> dict:
+    """Conversations about a picture and a clip, in either order.
+
+    "What happens?" is about the clip then, and "Describe this image." about the picture.
+    """
+    rng = random.Random(f"mixed/{seed}")
+    images = processor.image_processor
+    small = replace(recipe, large_share=0.2)
+    still = pick_canvas(images, "picture", rng, small)
+    moving = pick_canvas(images, "clip", rng, small)
+    room = recipe.tokens // (still.cells + moving.cells + TURNS_LENGTH["clip"] + 30)
+    rows = max(1, min(recipe.max_rows, room))
+
+    conversations, all_turns = [], []
+    parts = {"image": [], "video": []}  # patches and grid of each
+    while len(conversations) < rows:
+        drawn = draw_clip(rng, moving, recipe)
+        if drawn is None:
+            moving = make_canvas(images, "clip", *pick_size(rng, recipe.max_side), moving.frames)
+            continue
+        frames, turns = drawn
+        scene = scenes.make_scene(rng, still.width, still.height, rng.choice(recipe.things))
+        turns = turns[: rng.randint(1, 2)]
+        if scene.things and rng.random() < 0.5:
+            turns.insert(rng.randint(0, len(turns)), describe_turn(scene, rng))
+
+        order = rng.sample([("image", still.cells), ("video", moving.cells)], 2)
+        kinds, cells = zip(*order)
+        conversations.append(encode_turns(processor, turns, list(kinds), list(cells)))
+        all_turns.append(turns)
+        parts["image"].append(images.patches_of(render_all([scene]), still.target))
+        parts["video"].append(images.patches_of(render_all(frames), moving.target, "torch"))
+
+    media = {}
+    for kind, pixels_name in (("image", "pixel_values"), ("video", "pixel_values_videos")):
+        media[pixels_name] = torch.cat([patches for patches, _ in parts[kind]])
+        media[f"{kind}_grid_thw"] = torch.tensor([grid for _, grid in parts[kind]])
+    return answers_round(conversations, all_turns, processor.tokenizer.pad_token_id, media)
+
+
+def describe_turn(scene: Scene, rng: random.Random) -> Turn:
+    """A description of the picture that stands beside a clip, asked for in words that cannot mean the clip."""
+    question, answer = scenes.ask(scene, "describe", rng)
+    others = (
+        "Describe the image.",
+        "describe this picture",
+        "What is in the picture?",
+        "What do you see in the image?",
+    )
+    return Turn("describe", question if rng.random() < 0.5 else rng.choice(others), answer)
+
+
+def make_talk_round(seed: int, processor: Qwen2VLProcessor, recipe: Recipe = FULL) -> dict:
+    """Conversations without any picture: who the model is, what it can do, and all that it does not know."""
+    rng = random.Random(f"talk/{seed}")
+    nothing = scenes.make_scene(rng, scenes.MIN_SIDE, scenes.MIN_SIDE, 0)
+    conversations, all_turns = [], []
+    for _ in range(24):
+        turns = []
+        for _ in range(rng.choice((1, 1, 1, 2))):
+            turn = Turn("text", *rng.choice(sorted(scenes.TEXT_ONLY.items())))
+            is_known = rng.random() < 0.35
+            turns.append(
+                freely(turn, nothing, rng, recipe.free_share)
+                if is_known
+                else Turn("unknown", ask_unknown(rng), UNKNOWN)
+            )
+        conversations.append(encode_turns(processor, turns, [], []))
+        all_turns.append(turns)
+    return answers_round(conversations, all_turns, processor.tokenizer.pad_token_id, {})
 
 
 class Rounds(torch.utils.data.IterableDataset):
@@ -1002,5 +1134,10 @@ class Rounds(torch.utils.data.IterableDataset):
                 yield make_sheets(seed, processor.image_processor, self.recipe)
             else:
                 kind = self.recipe.rounds[seed % len(self.recipe.rounds)]
-                longest = min(MAX_TEXT_LENGTH, 2 + seed // self.recipe.longer_every)
-                yield make_round(kind, seed, processor, longest, self.recipe)
+                longest = min(MAX_TEXT_LENGTH, self.recipe.first_length + seed // self.recipe.longer_every)
+                if kind == "mixed":
+                    yield make_mixed_round(seed, processor, self.recipe)
+                elif kind == "talk":
+                    yield make_talk_round(seed, processor, self.recipe)
+                else:
+                    yield make_round(kind, seed, processor, longest, self.recipe)

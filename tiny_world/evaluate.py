@@ -1,13 +1,20 @@
-"""Measure a checkpoint on held-out scenes of the tiny world, through the ordinary processor and greedy generation.
+"""Measure a checkpoint on held-out scenes of the tiny world, through the
+ordinary processor and greedy generation.
 
-    python -m tiny_world.evaluate                     the bundled checkpoint, 500 scenes a row
-    python -m tiny_world.evaluate --model FOLDER --tasks describe where --samples 100 --json
-    python -m tiny_world.evaluate --max-side 112 --max-things 3         small pictures only, such as a course's
+    python -m tiny_world.evaluate
+        the bundled checkpoint, 500 scenes a row
+    python -m tiny_world.evaluate --model FOLDER --tasks describe where --json
+    python -m tiny_world.evaluate --max-side 112 --max-things 3
+        small pictures only, such as a course's
 
-An answer is right if it is the expected one to the letter; a box is right if its overlap (IoU) is above one half. Texts
-that are read are also scored by their character error rate: edits needed, over characters to be read. Seeds and fonts
-are never those of training. Colour-shape pairs that training leaves out have rows of their own, and so have texts in
-pictures larger than those in which training shows texts.
+An answer is right if it is the expected one to the letter; a box is right if
+its overlap (IoU) is above one half. Texts that are read are also scored by
+their character error rate: edits needed, over characters to be read. Seeds and
+fonts are never those of training. Colour-shape pairs that training leaves out
+have rows of their own, and so have texts in pictures larger than those in which
+training shows texts, questions in words that training does not use ("free
+wording"), clips beside a picture, what is absent, and what the model does not
+know.
 """
 
 from __future__ import annotations
@@ -19,8 +26,11 @@ import random
 import sys
 from dataclasses import dataclass, replace
 
+from tqdm import tqdm
+
 import weights_loader
 from qwen2vl_io.boxes import parse_boxes
+from tiny_world.free import absent_pair
 from tiny_world.scenes import (
     MAX_ASPECT,
     MAX_SIDE,
@@ -33,6 +43,8 @@ from tiny_world.scenes import (
     make_sample,
     messages,
 )
+from tiny_world.unknown import ask_unknown
+from tiny_world.wording import UNKNOWN, reword
 
 BATCH_PIXELS = 25 * 224 * 224  # of pictures answered in one call
 
@@ -47,26 +59,40 @@ class World:
     max_chars: int = 5  # most characters of a text
     text_share: float = 0.15  # of the pictures to be described carry a text
     pairs: str = "train"  # of colour and shape, as in `scenes.allowed_pairs`
+    is_free: bool = False  # ask in words that training does not use
+    has_picture: bool = False  # show a picture beside the clip
     first: int = TEST_SEED  # seed of the first scene
 
     def samples(self, task: str, count: int) -> list[Sample]:
         """Scenes from seeds that training never uses, each of its own size."""
         samples = []
         for seed in range(self.first, self.first + count):
-            width, height = self.pick_size(random.Random(seed))
-            sample = make_sample(
-                seed,
-                task,
-                width,
-                height,
-                max_things=self.max_things,
-                max_chars=self.max_chars,
-                text_share=self.text_share if task == "describe" else 0.0,
-                fonts="test",
-                pairs=self.pairs,
-            )
+            rng = random.Random(f"{task}/{seed}")
+            sample = self.draw("describe" if task in ODD_TASKS else task, seed)
+            if task in ODD_TASKS:
+                sample = odd_sample(task, sample, rng)
+            elif self.is_free:
+                question = reword(sample.question, rng, for_test=True)
+                sample = replace(sample, question=question, turns=[*sample.turns[:-1], (question, sample.answer)])
+            if self.has_picture:
+                sample = replace(sample, beside=self.draw("describe", seed).images[0])
             samples.append(sample)
         return samples
+
+    def draw(self, task: str, seed: int) -> Sample:
+        """The scene of a seed."""
+        width, height = self.pick_size(random.Random(seed))
+        return make_sample(
+            seed,
+            task,
+            width,
+            height,
+            max_things=self.max_things,
+            max_chars=self.max_chars,
+            text_share=self.text_share if task == "describe" else 0.0,
+            fonts="test",
+            pairs=self.pairs,
+        )
 
     def pick_size(self, rng: random.Random) -> tuple[int, int]:
         """Width and height in pixels, drawn evenly, never longer than 4:1."""
@@ -77,6 +103,20 @@ class World:
                 return width, height
 
 
+def odd_sample(task: str, sample: Sample, rng: random.Random) -> Sample:
+    """A question about what is not in the picture ("absent"), or one that the model does not know ("unknown"): half of
+    these are asked without any picture."""
+    question, answer = ask_unknown(rng, for_test=True), UNKNOWN
+    images = sample.images if rng.random() < 0.5 else []
+    if task == "absent":
+        name = absent_pair(sample.scenes[0], rng)
+        question, answer = f"Where is the {name}?", f"There is no {name}."
+        images = sample.images
+    asked = {"question": question, "answer": answer, "turns": [(question, answer)]}
+    return replace(sample, task=task, images=images, **asked)
+
+
+ODD_TASKS = ("absent", "unknown")
 READ_WORLD = World(max_side=READ_BELOW - 1)  # larger pictures, whose texts training does not show, have their own row
 UNSEEN_TASKS = ("describe", "colour", "shape", "where")
 
@@ -86,8 +126,12 @@ def rows_of(tasks: list[str]) -> dict[str, tuple[str, World]]:
     rows = {task: (task, READ_WORLD if task == "read" else World()) for task in tasks}
     if "read" in tasks:
         rows["read, larger pictures"] = ("read", World(min_side=READ_BELOW))
+    if "motion" in tasks:
+        rows["motion, beside a picture"] = ("motion", World(has_picture=True))
     unseen = World(pairs="held_out", text_share=0.0)
-    return rows | {f"{task}, unseen pairs": (task, unseen) for task in UNSEEN_TASKS if task in tasks}
+    rows |= {f"{task}, unseen pairs": (task, unseen) for task in UNSEEN_TASKS if task in tasks}
+    free = {task: replace(rows[task][1], is_free=True) for task in tasks if task not in ODD_TASKS}
+    return rows | {f"{task}, free wording": (task, world) for task, world in free.items()}
 
 
 def iou(a: tuple, b: tuple) -> float:
@@ -121,7 +165,9 @@ def edits(said: str, wanted: str) -> int:
 def answers(model, processor, samples: list[Sample], max_new_tokens: int = 120) -> list[str]:
     """What the model says to each sample, control tokens of boxes kept, the end mark removed."""
     said = [""] * len(samples)
-    for rows in batches_of(samples):
+    # longest first, so that the bar's estimate errs on the safe side; where stderr is no terminal there is no bar
+    bar = tqdm(total=len(samples), unit=" scenes", leave=False, disable=None)
+    for rows in reversed(batches_of(samples)):
         inputs = processor.apply_chat_template(
             [messages(samples[i], with_answer=False) for i in rows],
             tokenize=True,
@@ -132,6 +178,8 @@ def answers(model, processor, samples: list[Sample], max_new_tokens: int = 120) 
         texts = processor.batch_decode(ids[:, inputs.input_ids.shape[1] :])
         for i, text in zip(rows, texts):
             said[i] = text.split("<|im_end|>")[0]
+        bar.update(len(rows))
+    bar.close()
     return said
 
 
@@ -203,13 +251,14 @@ def print_row(row: str, result: dict) -> None:
     low, high = result["interval"]
     extra = f"   mean IoU {result['mean_iou']:.3f}" if "mean_iou" in result else ""
     extra += f"   character error {result['character_error']:.1%}" if "character_error" in result else ""
-    print(f"{row:<24}{result['n']:>6}{result['accuracy']:>10.1%}   [{low:.1%}, {high:.1%}]{extra}", flush=True)
+    print(f"{row:<26}{result['n']:>6}{result['accuracy']:>10.1%}   [{low:.1%}, {high:.1%}]{extra}", flush=True)
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny", help='folder, Hub id, or "tiny" (default)')
-    parser.add_argument("--tasks", nargs="+", default=TASKS, choices=TASKS, metavar="TASK", help=", ".join(TASKS))
+    known = (*TASKS, *ODD_TASKS)
+    parser.add_argument("--tasks", nargs="+", default=known, choices=known, metavar="TASK", help=", ".join(known))
     parser.add_argument("--samples", type=int, default=500, help="scenes a row (default 500)")
     parser.add_argument("--min-side", type=int, help=f"shortest side in pixels (default {MIN_SIDE})")
     parser.add_argument(
@@ -246,7 +295,7 @@ def main(argv: list[str] | None = None) -> int:
         rows = rows_asked_for(options)
         model, processor = weights_loader.load(options.model, dtype="float32")  # the same answers on every CPU
         if not options.json:
-            print(f"{'':<24}{'n':>6}{'right':>10}   95 % interval")
+            print(f"{'':<26}{'n':>6}{'right':>10}   95 % interval")
         results = evaluate(model, processor, rows, options.samples, None if options.json else print_row)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

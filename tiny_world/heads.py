@@ -141,8 +141,9 @@ class DecoderHeads(nn.Module):
 
     def cell_losses(self, after: dict[int, Tensor], batch: dict) -> dict[str, Tensor]:
         """Of each visual token, of which `after` has the states (M, C): its place, object, text, and what happens."""
-        error = (self.places(after[2]) - batch["places"]).abs()  # (M, 6), NaN without object
-        losses = {"places": 2 * (error.nanmean(0).nansum())}
+        known = ~batch["places"].isnan()  # (M, 6), False where there is no object, which may be everywhere
+        error = (self.places(after[2]) - batch["places"].nan_to_num()).abs() * known
+        losses = {"places": 2 * (error.sum(0) / known.sum(0).clamp(min=1)).sum()}
 
         for name, states in (("first", after[3]), ("matches", after[4])):
             has = batch[name] >= 0

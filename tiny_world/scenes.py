@@ -160,6 +160,7 @@ class Sample:
     scenes: list[Scene]
     seed: int
     turns: list[tuple[str, str]] = field(default_factory=list)
+    beside: Image.Image | None = None  # a picture shown before the clip, which the question is not about
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1097,6 +1098,8 @@ def messages(sample: Sample, with_answer: bool = True) -> list[dict]:
     pictures: list[dict] = [{"type": "image", "image": image} for image in sample.images]
     if sample.task == "motion":
         pictures = [{"type": "video", "video": list(sample.images)}]
+    if sample.beside is not None:
+        pictures = [{"type": "image", "image": sample.beside}, *pictures]
 
     chat: list[dict] = []
     for question, answer in sample.turns:

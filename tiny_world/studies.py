@@ -27,6 +27,7 @@ import weights_loader
 from qwen2vl_mini import Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 from tiny_world import evaluate, scenes
 from tiny_world.batches import COURSE, make_round, make_sheets
+from tiny_world.help_text import fitted
 from tiny_world.study_results import Results, figure
 from tiny_world.study_rope import draw_rope, rope
 from tiny_world.train import Trainer, initialise, rate_factor, tiny_config
@@ -243,7 +244,7 @@ STUDIES = {"resolution": (resolution, draw_resolution), "rope": (rope, draw_rope
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=fitted(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--out", type=Path, default=Path("assets"), help="folder of the table and the figure")
     parser.add_argument("--seeds", type=int, default=3, help="repetitions, for the error bars (default 3)")

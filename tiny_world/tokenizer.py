@@ -12,6 +12,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 import weights_loader
+from qwen2vl_io.tokenizer_files import PATTERN
 from qwen2vl_mini import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLTokenizer
 from tiny_world.chat_template import CHAT_TEMPLATE
 from tiny_world.scenes import (
@@ -26,10 +27,6 @@ from tiny_world.scenes import (
     with_article,
 )
 
-# Qwen2's splitting pattern: contractions, words with one leading sign or space, single digits, punctuation, space.
-PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",

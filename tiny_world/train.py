@@ -28,7 +28,7 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -49,8 +49,10 @@ from qwen2vl_mini import (
 from tiny_world.batches import COURSE, FULL, Recipe, Rounds, sheet_targets
 from tiny_world.chat_template import CHAT_TEMPLATE
 from tiny_world.heads import DecoderHeads, TowerHeads
+from tiny_world.help_text import fitted
 from tiny_world.muon import Muon
-from tiny_world.scenes import COLOURS, SHAPES
+from tiny_world.scenes import COLOURS, MAX_TEXT_LENGTH, SHAPES
+from tiny_world.threads import Pace, choose_threads, stage_name
 from tiny_world.tokenizer import save_tokenizer
 
 ROUNDS_PER_STEP = 2
@@ -60,9 +62,10 @@ ADAMW_RATE = 1e-3
 WARMUP_STEPS = 100
 DECAY_FROM = 0.2  # of each stage's time: from there on the rates fall to zero, during which accuracy rises most
 SMOOTHING = 0.1  # the share of a colour's (or shape's) target probability that is spread over all colours (or shapes)
+HEADS_FIRST = 150  # steps of a training that starts from a checkpoint, in which only the new heads learn
 STATE_EVERY = 3 * 60  # seconds between two copies of the training state
 
-TASKS = (*FULL.tasks, "compare", "motion", "text")
+TASKS = (*FULL.tasks, "compare", "motion", "text", "absent", "unknown")
 LOSSES = (  # their names in the table
     *("answers", "names", "edges", "characters", "places", "first", "sizes", "moves", "changes", "matches", "partners"),
     *("found", "known", "rest", "left", "coming", "counts", "events", "pairs", "beside", "relations"),
@@ -97,6 +100,8 @@ def tiny_config(tokenizer: Qwen2VLTokenizer, layers: int = 8, merge_size: int = 
 def initialise(model: nn.Module) -> None:
     """Small normal weights, zero biases; the patch embedding keeps PyTorch's own, which suits pixels."""
     for module in model.modules():
+        if isinstance(module, nn.Conv3d):
+            module.reset_parameters()
         if isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
         if isinstance(module, nn.Linear):
@@ -228,7 +233,7 @@ def generation_settings(tokenizer: Qwen2VLTokenizer) -> dict:
 
 
 def draw_curves(table: Path, picture: Path) -> None:
-    """The losses and the shares of right answers over time."""
+    """What a reader can use: the loss of the answers, what the tower sees, and the share of right answers by task."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -238,25 +243,59 @@ def draw_curves(table: Path, picture: Path) -> None:
         lines = list(csv.DictReader(file))
     minutes = [float(line["minutes"]) for line in lines]
 
-    figure, axes = plt.subplots(1, 3, figsize=(15, 5), constrained_layout=True)
-    for axis, names in zip(axes, (LOSSES, ("characters right", "things right"), TASKS)):
+    figure, axes = plt.subplots(1, 3, figsize=(15, 5), width_ratios=(2, 2, 3), constrained_layout=True)
+    tasks = [task for task in TASKS if task not in ("where", "text")]  # hardly ever right, or wrong, to the last letter
+    for axis, names in zip(axes, (("answers",), ("characters right", "things right"), tasks)):
         for i, name in enumerate(names):
-            if name in ("where", "text"):  # hardly a box is right to its last digit, and hardly a "text" is wrong
-                continue
             values = [float(line.get(name) or "nan") for line in lines]  # a gap where it was not trained
-            if all(map(math.isnan, values)):
-                continue
-            style = ("-", "--", ":")[i // 10]  # there are ten colours
-            axis.plot(minutes, values, style, label=name.removesuffix(" right"), linewidth=1)
-
-    axes[0].set(yscale="log", xlabel="minutes", title="Losses: answers, and what the heads read off")
-    axes[1].set(ylim=(0, 1), xlabel="minutes", title="Read off the tower rightly: new pictures")
-    axes[2].set(ylim=(0, 1), xlabel="minutes", title="Share of right answers: new scenes")
-    for axis in axes:
+            style = {"color": f"C{i % 10}", "linestyle": "-" if i < 10 else "--"}  # there are ten colours
+            axis.plot(minutes, values, **style, linewidth=0.6, alpha=0.3)
+            axis.plot(minutes, smooth(values), **style, linewidth=1.6, label=name.removesuffix(" right"))
+        label_curves(axis)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8, ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.13))
+        axis.set(xlabel="minutes", xlim=(0, max(minutes)))
+
+    axes[0].set(ylim=(0, None), title="Loss of the answers")
+    axes[1].set(ylim=(0, 1), title="The tower alone: what can be read off it")
+    axes[2].set(ylim=(0, 1), title="Share of right answers, new scenes")
     figure.savefig(picture, dpi=110)
     plt.close(figure)
+
+
+def smooth(values: list[float], window: int = 7) -> list[float]:
+    """Means of neighbours; what is NaN stays so, and counts for none."""
+    result = []
+    for i, value in enumerate(values):
+        near = [v for v in values[max(0, i - window // 2) : i + window // 2 + 1] if not math.isnan(v)]
+        result.append(value if math.isnan(value) else sum(near) / len(near))
+    return result
+
+
+def label_curves(axis, gap: float = 0.045) -> None:
+    """Write the name of each thick curve beside its last point, `gap` of the height apart at least; no legend."""
+    curves = [line for line in axis.lines if not line.get_label().startswith("_")]
+    ends = {}  # curve → its last point
+    for curve in curves:
+        points = [(x, y) for x, y in zip(*curve.get_data()) if not math.isnan(y)]
+        if points:
+            ends[curve] = points[-1]
+
+    if len(ends) == 1:  # the title says what it is
+        return
+    place = math.inf  # of the last label, from above, as a share of the height
+    for curve, (x, y) in sorted(ends.items(), key=lambda entry: -entry[1][1]):
+        place = min(y, place - gap)
+        axis.annotate(
+            f"{curve.get_label()} {y:.0%}",
+            (x, y),
+            (1.03, place),
+            xycoords="data",
+            textcoords="axes fraction",
+            va="center",
+            color=curve.get_color(),
+            arrowprops={"arrowstyle": "-", "color": curve.get_color(), "linewidth": 0.7, "relpos": (0, 0.5)},
+            annotation_clip=False,
+        )
 
 
 class Table:
@@ -333,6 +372,8 @@ class Trainer:
         answers_loss = answer_loss(logits, ids, answers, self.groups)
         self.record("answers", answers_loss.item())
 
+        if "size" not in batch:  # a round without targets for the heads
+            return ANSWER_WEIGHT * answers_loss
         config = self.model.config
         is_visual = (ids == config.image_token_id) | (ids == config.video_token_id)  # (B, S)
         return ANSWER_WEIGHT * answers_loss + self.total(self.heads(is_visual, batch))
@@ -416,6 +457,7 @@ class Training:
         self.processor = start_folder(self.start)
         self.trainer = Trainer(new_model(self.processor, start_from), self.processor.tokenizer, self.table.add)
         self.progress = Progress()
+        self.heads_first = HEADS_FIRST if start_from is not None else 0  # steps in which the model rests
         self.resume()
         self.last_step = time.monotonic()  # when it ended
         self.last_saved = self.last_step
@@ -458,6 +500,7 @@ class Training:
         progress = self.progress
         self.trainer.model.visual.requires_grad_(stage.is_tower)
         batches = self.batches_from(stage)
+        pace = Pace(stage_name(self.recipe is COURSE, stage.is_tower))
 
         while progress.spent < stage.end and progress.steps_of(stage) != max_steps:
             self.step(stage, batches)
@@ -465,6 +508,7 @@ class Training:
             now = time.monotonic()
             progress.count_step(stage, now - self.last_step)
             self.last_step = now
+            pace.count()
 
             if progress.steps_of(stage) % log_every == 0:
                 self.log()
@@ -473,15 +517,21 @@ class Training:
 
     def step(self, stage: Stage, batches: Iterator[dict]) -> None:
         """One step on the next batch of sheets, or on the next rounds."""
+        rests = not stage.is_tower and self.progress.steps < self.heads_first
+        self.trainer.model.model.requires_grad_(not rests)
         if stage.is_tower:
             self.trainer.sheets_loss(next(batches)).backward()
         else:
             for batch in itertools.islice(batches, ROUNDS_PER_STEP):
-                (self.trainer.round_loss(batch) / ROUNDS_PER_STEP).backward()
+                loss = self.trainer.round_loss(batch) / ROUNDS_PER_STEP
+                if loss.requires_grad:  # not where only the heads learn and the round has nothing for them
+                    loss.backward()
                 self.progress.samples += len(batch["tasks"])
 
         share = (self.progress.spent - stage.begin) / (stage.end - stage.begin)
-        factor = rate_factor(self.progress.steps_of(stage), share)
+        factor = self.recipe.rate * rate_factor(self.progress.steps_of(stage) - self.heads_first, share)
+        if rests:
+            factor = 1.0
         if stage.is_tower:
             factor *= self.recipe.tower_factor
         self.trainer.step(factor)
@@ -524,13 +574,24 @@ def train(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=fitted(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("checkpoints/tiny"), help="folder of the checkpoint")
     parser.add_argument("--minutes", type=float, default=240, help="training time in all, over every run (default 240)")
     parser.add_argument("--start-from", metavar="NAME", help="a checkpoint of this shape to start from, such as tiny")
+    parser.add_argument("--decoder-only", action="store_true", help="with --start-from: its tower stays as it is")
+    parser.add_argument(
+        "--rate", type=float, default=1.0, metavar="X", help="multiplies the learning rates (default 1)"
+    )
     parser.add_argument("--course", action="store_true", help="small pictures, one to three objects, five tasks only")
     arguments = parser.parse_args()
-    train(arguments.out, arguments.minutes, COURSE if arguments.course else FULL, arguments.start_from)
+    if arguments.decoder_only and arguments.start_from is None:
+        parser.error("--decoder-only needs a tower that has learned already; add --start-from.")
+
+    choose_threads()
+    recipe = replace(COURSE if arguments.course else FULL, rate=arguments.rate)
+    if arguments.decoder_only:
+        recipe = replace(recipe, tower_share=0.0, first_length=MAX_TEXT_LENGTH)
+    train(arguments.out, arguments.minutes, recipe, arguments.start_from)
 
 
 if __name__ == "__main__":
