@@ -124,10 +124,16 @@ from qwen2vl_mini import Qwen2VLImageProcessor
 
 play.show(Qwen2VLImageProcessor.frame_size)
 
+# %%
+from qwen2vl_io import limits
+
+play.show(limits.of_frame)
+
 # %% [markdown]
-# `share` is the area that one frame may have. A pair is paid once, hence the factor of two. Then look at `limit`: the
-# share is one limit, 768 tokens another, and the smaller of them counts, *but* it is never less than 1.05 times the
-# minimum. *What does that do to a clip of an hour?*
+# `share` is the area that a frame may have if all pairs share the budget; a pair is paid once. Then look at `limit`:
+# the share is one limit, 768 tokens another, and the smaller of them counts, *but* between defaults it is never less
+# than 1.05 times the minimum. *What does that do to a clip of an hour?* (`is_set` tells what somebody asked for from
+# what is only a default. A budget that you set yourself has no such floor.)
 
 # %%
 processor = Qwen2VLImageProcessor()  # the defaults of qwen-vl-utils
@@ -159,7 +165,7 @@ for limit in (24576, 32768):
 # the minimum again.)
 #
 # A film of five minutes does not fit the context with these defaults. Ask for fewer frames (`fps`, `nframes`), or
-# for smaller ones (`max_pixels`; it replaces the budget, so it can make a bill higher, too).
+# for smaller ones (`max_pixels` of a frame, `total_pixels` of the clip; each holds beside the other).
 #
 # ## A real clip
 #
@@ -298,13 +304,13 @@ noise = torch.Generator().manual_seed(0)
 shapes = [(4, 48, 64), (6, 64, 48), (2, 90, 200), (5, 100, 70)]
 shapes += [(1, 56, 56), (3, 84, 112), (7, 30, 300), (4, 150, 150)]
 clips = [torch.randint(0, 256, (n, 3, h, w), generator=noise).byte() for n, h, w in shapes]
-limits = [(784, 768 * 784), (4 * 784, 9 * 784), (16 * 784, 20 * 784)]  # pixels of a frame
+areas = [(784, 768 * 784), (4 * 784, 9 * 784), (16 * 784, 20 * 784)]  # pixels of a frame, at least and at most
 
 # %%
 table = []
 for frames, shape in zip(clips, shapes):
     line = ["×".join(map(str, shape))]
-    for low, high in limits:
+    for low, high in areas:
         theirs = OfficialVideo(size={"shortest_edge": low, "longest_edge": high})
         theirs = theirs(videos=[frames], cap_pixels_per_frame=False, return_tensors="pt")
         processor = Qwen2VLImageProcessor(video_min_pixels=low)
@@ -325,20 +331,21 @@ play.show_table(["clip", "1 to 768 tokens", "4 to 9", "16 to 20"], table)
 # Its budget is 90 % of `max_video_tokens`, so we set that to 300 / 0.9.
 
 # %%
-for shape in ((40, 120, 160), (5, 400, 300), (4, 480, 640)):
+processor = Qwen2VLImageProcessor(video_min_pixels=4 * 784, video_total_pixels=300 * 784)
+official = OfficialVideo(min_pixels=4 * 784, max_video_tokens=300 / 0.9 + 1e-6)
+for shape in ((40, 120, 160), (4, 480, 640), (5, 400, 300)):
     frames = torch.randint(0, 256, (shape[0], 3, *shape[1:]), generator=noise).byte()
-    theirs = OfficialVideo(min_pixels=4 * 784, max_video_tokens=300 / 0.9 + 1e-6)
-    theirs = theirs(videos=[frames], cap_pixels_per_frame=True, return_tensors="pt")
-    processor = Qwen2VLImageProcessor(video_min_pixels=4 * 784, video_total_pixels=300 * 784)
-    ours = processor.preprocess(videos=frames)
-    assert torch.equal(ours.pixel_values_videos, theirs.pixel_values_videos)
+    theirs = official(videos=[frames], cap_pixels_per_frame=True, return_tensors="pt").pixel_values_videos
+    ours = processor.preprocess(videos=frames).pixel_values_videos
     alone = processor.num_tokens(shape[0], *processor.target_size(*shape[1:]))
-    print(f"{shape}: {len(ours.pixel_values_videos) // 4} tokens, not {alone}; equal")
+    same = "equal" if torch.equal(ours, theirs) else "different"
+    print(f"{shape}: ours {len(ours) // 4} tokens, theirs {len(theirs) // 4}, without a budget {alone}; {same}")
 
 # %% [markdown]
-# Read the second line again: 324 tokens, and the budget was 300. The rule shares by frames, but five frames are three
-# pairs. Frames chosen from a file are even in number (or a single one); a list of frames that you hand over need not
-# be. In exercise 8.4 you share a budget so that it holds.
+# The last clip has an odd number of frames, and there we differ on purpose. The official rule shares by frames, but
+# five frames are three pairs, so it spends 324 tokens of 300. Ours shares by pairs. (Frames chosen from a file are even
+# in number, or a single one; a list of frames that you hand over need not be.) In exercise 8.4 you share a budget so
+# that it holds.
 #
 # ### Where the official sources disagree
 #
@@ -370,7 +377,8 @@ play.show_table(["clip", "qwen-vl-utils, and ours", "transformers"], table)
 #
 # 1. Two frames a second are taken, an even number of 4 to 768, spread from the first frame to the last.
 # 2. Two frames are one pair, and a pair costs what a picture of its size costs; a last odd frame is repeated.
-# 3. All pairs share 24,576 tokens, but no share falls below 1.05 · 128, so that a long clip breaks the budget.
+# 3. All pairs share 24,576 tokens, but no share falls below 1.05 · 128 by default, so that a long clip breaks the
+#    budget.
 # 4. To the tower a clip is a row of pictures; only inside a pair do frames meet.
 # 5. The decoder knows the order of the pairs from their positions, and not how many seconds lie between them.
 #
