@@ -1019,7 +1019,7 @@ class Qwen2VLModel(official_model.OfficialModel):
         videos = (self.config.video_token_id, pixel_values_videos, video_grid_thw)
         messages.check_inputs(input_ids, attention_mask, images, videos, self.config.vision_config, cache)
         x = self.model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (B, Q, C)
-        x = self.put_media(x, input_ids, images, videos)
+        x = self.put_media(x, input_ids, images, videos)  # (B, Q, C)
 
         mask = None if continues else attention_mask  # only a first turn is padded; the cache knows how
         pads = cache.pads if continues else left_padding(mask, len(input_ids))
@@ -1056,7 +1056,7 @@ class Qwen2VLModel(official_model.OfficialModel):
         counts = image_grid_thw.prod(dim=1) // self.config.vision_config.spatial_merge_size**2
         return visual_tokens.split(counts.tolist())
 
-    rope_index = staticmethod(get_rope_index)
+    rope_index = staticmethod(get_rope_index)  # of model.get_rope_index, the official name
 
 
 # ── 9 · Generation ──────────────────────────────────────────────────────────────────────────────────────────
